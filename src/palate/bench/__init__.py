@@ -1,0 +1,1 @@
+"""What we measure: simulated people and one file per benchmark."""

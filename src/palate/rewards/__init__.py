@@ -1,0 +1,28 @@
+"""Who likes what: base rewards, a person's posterior, the next question, and the taste in words."""
+
+from palate.rewards.explain import Explanation, StyleTaste, explain
+from palate.rewards.factorization import Penalties
+from palate.rewards.fitting import fit
+from palate.rewards.model import KnownAnswers, Pool, Ranked, RatingScale, RewardModel
+from palate.rewards.posterior import Gaussian, Observations, laplace_posterior, predict
+from palate.rewards.queries import STRATEGIES, choose, expected_information
+
+__all__ = [
+    "STRATEGIES",
+    "Explanation",
+    "Gaussian",
+    "KnownAnswers",
+    "Observations",
+    "Penalties",
+    "Pool",
+    "Ranked",
+    "RatingScale",
+    "RewardModel",
+    "StyleTaste",
+    "choose",
+    "expected_information",
+    "explain",
+    "fit",
+    "laplace_posterior",
+    "predict",
+]

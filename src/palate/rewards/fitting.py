@@ -1,0 +1,176 @@
+"""Fit a reward model on people's comparisons, from texts to a model that can be saved."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palate.encoders import Encoder
+from palate.errors import InputError
+from palate.feedback import Comparison, Feedback, Text, as_text
+from palate.rewards.calibration import Calibration, cross_fit, fit_prior
+from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
+from palate.rewards.features import Coordinates
+from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
+from palate.rewards.posterior import Floats, Gaussian
+from palate.rewards.styles import StyleProbe
+
+Stage = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""
+
+# Answers kept in the model for questions and explanations; whole prompts, in order of appearance.
+_MAX_KNOWN = 5_000
+
+
+def fit(
+    feedback: Feedback,
+    encoder: Encoder,
+    *,
+    rank: int = 12,
+    seed: int = 0,
+    penalties: Penalties = Penalties(),
+    progress: Stage | None = None,
+) -> RewardModel:
+    """Learn base rewards and the population prior from comparisons (`split` absent or ``train``).
+
+    Args:
+        feedback: what people said; ratings and replies are not fitted on.
+        encoder: texts to features.
+        rank: J, how many base rewards, 1 to 64; fewer are made where there are fewer people.
+        seed: same seed and data, same model.
+        penalties: L2 of the base rewards.
+        progress: told of each stage.
+
+    Returns:
+        The reward model, its `figures` filled.
+
+    Raises:
+        InputError: `rank` is out of range, there is no comparison to fit on, only one person, or only ties.
+    """
+    if not 1 <= rank <= 64:
+        raise InputError(f"Rank {rank!r} is not in 1 to 64; give the number of base rewards to learn")
+    rows = [row for row in feedback.comparisons if row.split in (None, "train")]
+    _check(rows)
+    told = progress or (lambda stage, done, total: None)
+    table, choices = _indexed(rows)
+    prompts, completions = zip(*table, strict=True)
+    raw = encoder.encode(
+        [as_text(prompt) for prompt in prompts],
+        [as_text(completion) for completion in completions],
+        progress=lambda done, total: told("Reading texts", done, total),
+    )
+    coordinates = Coordinates.fit(raw, encoder.blocks)
+    z = coordinates(raw)
+    told("Cross-fitting the prior", 0, 2)
+    calibration = cross_fit(z, choices, rank, penalties, seed=seed)
+    told("Learning base rewards", 1, 2)
+    weights, mean = _learn(z, choices, rank, penalties, calibration)
+    told("Learning base rewards", 2, 2)
+    offset = coordinates.offset.astype(np.float32)
+    weights32 = (weights @ coordinates.basis.T).astype(np.float32)
+    probe = StyleProbe.fit(encoder)
+    kept = _kept(prompts)
+    return RewardModel(
+        offset=offset,
+        weights=weights32,
+        prior=Gaussian(mean, np.eye(len(mean))),
+        lapse=calibration.lapse,
+        encoder_name=encoder.name,
+        encoder_revision=encoder.revision,
+        known=KnownAnswers(
+            prompts=[prompts[i] for i in kept],
+            completions=[completions[i] for i in kept],
+            phi=base_rewards(raw[kept], offset, weights32),
+            styles=probe(raw[kept]),
+        ),
+        style_names=probe.names,
+        figures=_figures(choices, len(table), calibration),
+        encoder=encoder,
+    )
+
+
+def _check(rows: Sequence[Comparison]) -> None:
+    if not rows:
+        raise InputError(
+            "There are 0 comparisons to fit on (split absent or 'train'); give a file with chosen and rejected"
+        )
+    people = {row.user_id for row in rows}
+    if len(people) < 2:
+        raise InputError(
+            f"All comparisons are of one user, {rows[0].user_id!r}; base rewards need at least 2 people to differ"
+        )
+    if all(row.strength == 0.5 for row in rows):
+        raise InputError(
+            f"All {len(rows)} comparisons are ties (strength 0.5), which prefer nothing; give some decided ones"
+        )
+
+
+def _indexed(rows: Sequence[Comparison]) -> tuple[list[tuple[Text, Text]], Choices]:
+    """Distinct (prompt, completion) in order of appearance, and the comparisons as indices into them."""
+    table: dict[tuple[str, str], int] = {}
+    texts: list[tuple[Text, Text]] = []
+
+    def row_of(prompt: Text, completion: Text) -> int:
+        key = (as_text(prompt), as_text(completion))
+        if key not in table:
+            table[key] = len(table)
+            texts.append((prompt, completion))
+        return table[key]
+
+    chosen = [row_of(row.prompt, row.chosen) for row in rows]
+    rejected = [row_of(row.prompt, row.rejected) for row in rows]
+    users: dict[str, int] = {}
+    user = [users.setdefault(row.user_id, len(users)) for row in rows]
+    kinds: dict[object, int] = {}
+    group = np.zeros(len(users), np.int64)
+    for row, u in zip(rows, user, strict=True):
+        # Without a kind everybody is a group of their own.
+        group[u] = kinds.setdefault(row.kind if row.kind is not None else (row.user_id,), len(kinds))
+    topics: dict[str, int] = {}
+    prompt = [topics.setdefault(as_text(row.prompt), len(topics)) for row in rows]
+    choices = Choices(
+        chosen=np.array(chosen),
+        rejected=np.array(rejected),
+        user=np.array(user),
+        strength=np.array([row.strength for row in rows]),
+        prompt=np.array(prompt),
+        group=group,
+    )
+    return texts, choices
+
+
+def _learn(
+    z: Floats, choices: Choices, rank: int, penalties: Penalties, calibration: Calibration
+) -> tuple[Floats, Floats]:
+    weights = fit_weights(z, choices, rank, calibration.lapse, penalties)
+    prior = fit_prior(choices.observations(z @ weights.T), calibration.lapse)
+    return fix_gauge(weights, calibration.apply(prior), choices, z, calibration.lapse)
+
+
+def _kept(prompts: Sequence[Text]) -> NDArray[np.int64]:
+    """Rows to keep as known answers: whole prompts until the limit is reached."""
+    by_prompt: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_prompt.setdefault(as_text(prompt), []).append(i)
+    kept: list[int] = []
+    for rows in by_prompt.values():
+        if kept and len(kept) + len(rows) > _MAX_KNOWN:
+            break
+        kept.extend(rows)
+    return np.array(kept, np.int64)
+
+
+def _figures(choices: Choices, answers: int, calibration: Calibration) -> dict[str, float]:
+    figures: dict[str, float] = {
+        "users": choices.n_users,
+        "comparisons": len(choices.user),
+        "prompts": len(np.unique(choices.prompt)),
+        "answers": answers,
+        "lapse": calibration.lapse,
+        "prior_mean_scale": calibration.mean_scale,
+        "prior_spread_scale": calibration.spread_scale,
+        "held_out_users": calibration.people,
+    }
+    for name, values in (("log_loss", calibration.log_loss), ("auc", calibration.auc)):
+        figures |= {f"held_out_{name}.{answers}": value for answers, value in values.items()}
+    return figures

@@ -1,0 +1,186 @@
+"""A reward model on disk: written whole or not at all, checked when read, no pickle."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from palate.errors import InputError, ModelError
+from palate.rewards.model import KnownAnswers, RatingScale, RewardModel
+from palate.rewards.posterior import Gaussian
+
+FORMAT = 1
+CONFIG, TENSORS, KNOWN, CARD = "config.json", "model.safetensors", "completions.jsonl", "README.md"
+
+
+def save(model: RewardModel, path: str | Path) -> None:
+    """Write the model's folder; an older model there is replaced only once the new one is complete.
+
+    Raises:
+        InputError: the path is a file, or a folder that holds something else than a reward model.
+        ModelError: the folder cannot be written (read-only, disk full).
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / CONFIG).exists())):
+        raise InputError(f"{str(path)!r} is not a reward model's folder and is not empty; name another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        _write(model, fresh)
+        old = fresh.with_name(fresh.name + ".old")
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _unwritable(path: Path, error: OSError) -> ModelError:
+    reason = (error.strerror or str(error)).lower()
+    return ModelError(f"Cannot write the reward model to {str(path)!r}: {reason}; name a folder with room to write")
+
+
+def _write(model: RewardModel, folder: Path) -> None:
+    folder.chmod(0o755)  # mkdtemp keeps others out; a model is made to be read
+    known = model.known
+    save_file(
+        {
+            "offset": np.ascontiguousarray(model.offset),
+            "weights": np.ascontiguousarray(model.weights),
+            "prior.mean": np.ascontiguousarray(model.prior.mean),
+            "prior.cov": np.ascontiguousarray(model.prior.cov),
+            "known.phi": np.ascontiguousarray(known.phi),
+            "known.styles": np.ascontiguousarray(known.styles),
+        },
+        folder / TENSORS,
+    )
+    with (folder / KNOWN).open("w", encoding="utf-8") as lines:
+        for prompt, completion in zip(known.prompts, known.completions, strict=True):
+            lines.write(json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) + "\n")
+    scale = model.ratings
+    config = {
+        "format": FORMAT,
+        "fingerprint": model.fingerprint,
+        "rank": model.n_rewards,
+        "lapse": model.lapse,
+        "encoder": {"name": model.encoder_name, "revision": model.encoder_revision},
+        "styles": model.style_names,
+        "ratings": {"slope": scale.slope, "weight": scale.weight, "generosity": scale.generosity},
+        "figures": model.figures,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card(model), encoding="utf-8")
+
+
+def load(path: str | Path) -> RewardModel:
+    """Read a reward model's folder.
+
+    Raises:
+        ModelError: the folder or one of its files is missing, cut short, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ModelError(f"There is no reward model at {str(path)!r}; make one with: palate fit FEEDBACK --output DIR")
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] > FORMAT:
+            raise ModelError(
+                f"The reward model at {str(path)!r} has format {config['format']!r}, this version of Palate reads "
+                f"up to {FORMAT}; update Palate"
+            )
+        tensors = load_file(path / TENSORS)
+        rows = [json.loads(line) for line in (path / KNOWN).read_text(encoding="utf-8").splitlines()]
+        model = _build(config, tensors, rows)
+    except FileNotFoundError as error:
+        raise _broken(path, f"{Path(error.filename).name} is missing") from error
+    except SafetensorError as error:
+        raise _broken(path, f"{TENSORS} is cut short or is no safetensors file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise _broken(path, f"{CONFIG} or {KNOWN} is cut short or changed") from error
+    except OSError as error:
+        raise _broken(path, (error.strerror or str(error)).lower()) from error
+    if model.fingerprint != config["fingerprint"]:
+        raise _broken(path, f"{TENSORS} does not match {CONFIG}")
+    return model
+
+
+def _broken(path: Path, reason: str) -> ModelError:
+    return ModelError(f"Cannot read the reward model at {str(path)!r}: {reason}; copy it again or fit it anew")
+
+
+def _build(
+    config: Mapping[str, object], tensors: Mapping[str, np.ndarray], rows: list[dict[str, object]]
+) -> RewardModel:
+    c: dict[str, object] = dict(config)
+    encoder, ratings = c["encoder"], c["ratings"]
+    if not isinstance(encoder, dict) or not isinstance(ratings, dict):
+        raise TypeError("encoder and ratings are objects")
+    if len(rows) != len(tensors["known.phi"]):
+        raise ValueError("as many completions as rows of known.phi")
+    return RewardModel(
+        offset=tensors["offset"],
+        weights=tensors["weights"],
+        prior=Gaussian(tensors["prior.mean"], tensors["prior.cov"]),
+        lapse=float(str(c["lapse"])),
+        encoder_name=encoder["name"],
+        encoder_revision=encoder["revision"],
+        known=KnownAnswers(
+            prompts=[row["prompt"] for row in rows],  # type: ignore[misc]
+            completions=[row["completion"] for row in rows],  # type: ignore[misc]
+            phi=tensors["known.phi"],
+            styles=tensors["known.styles"],
+        ),
+        style_names=[(high, low) for high, low in c["styles"]],  # type: ignore[attr-defined]
+        ratings=RatingScale(**ratings),
+        figures=dict(c["figures"]),  # type: ignore[call-overload]
+    )
+
+
+def card(model: RewardModel) -> str:
+    """The model card: what it is, what it was fitted on, and how well it did on people left out."""
+    f = model.figures
+    measured = "\n".join(
+        f"| {answers} | {f[f'held_out_auc.{answers}']:.3f} | {f[f'held_out_log_loss.{answers}']:.3f} |"
+        for answers in (0, 5, 10)
+        if f"held_out_auc.{answers}" in f
+    )
+    held_out = (
+        f"Left out in turn, {f.get('held_out_users', 0):.0f} people on prompts not fitted on, questions at random:\n\n"
+        f"| answers | AUC | log loss (nats) |\n| --- | --- | --- |\n{measured}\n"
+        if measured
+        else "Too few people to leave any out: nothing was measured.\n"
+    )
+    return f"""---
+library_name: palate
+tags: [reward-model, personalisation]
+base_model: {model.encoder_name}
+---
+
+# Palate reward model {model.fingerprint}
+
+{model.n_rewards} base rewards and a prior over people's weights, fitted on {f.get("comparisons", 0):.0f} comparisons of
+{f.get("users", 0):.0f} people between {f.get("answers", 0):.0f} answers to {f.get("prompts", 0):.0f} prompts.
+Encoder: {model.encoder_name}, revision {model.encoder_revision}. Lapse rate {model.lapse:.3f}.
+
+{held_out}
+```python
+from palate.rewards import RewardModel
+
+model = RewardModel.load("path/to/this/folder")
+model.rank("How do I boil an egg?", ["Nine minutes.", "Gently, my friend, gently!"])
+```
+
+`completions.jsonl` holds answers of the fitting data, for questions and explanations: share the folder only with
+whom you would share those texts.
+"""

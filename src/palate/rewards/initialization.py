@@ -1,0 +1,126 @@
+"""A start for base rewards by singular value decomposition (PReF §3.2; our departures below).
+
+PReF factorises the matrix of users × pairs, which needs many users to choose on the same pair: the limitation its
+authors name. So there are two cases:
+
+1. *Shared pairs*: rank-J factorisation of the sparse ±1 matrix, its missing cells filled by the current estimate
+   with soft-thresholded singular values (Mazumder, Hastie, Tibshirani 2010, "soft-impute"). The matrix is never
+   dense: sparse residual plus low rank, as a linear operator. Then ridge regression of the pair factors on the
+   feature differences.
+2. *None shared*: each person's mean whitened feature difference is a noisy view of their weights in feature
+   space; the SVD of these views, each counted by √n, gives the directions in which people differ.
+
+In both, what all people share is taken out first: the population's taste is a base reward of its own (fitting.py).
+"""
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import LinearOperator, svds
+
+from palate.rewards.posterior import Floats, Ints
+
+_ROUNDS = 30
+_SHRINK = 0.1  # of the covariance of differences towards a multiple of the identity, before whitening
+
+
+def raters_per_pair(left: Ints, right: Ints, user: Ints) -> float:
+    """Median number of distinct people who chose on one unordered pair of answers."""
+    pairs = np.stack([np.minimum(left, right), np.maximum(left, right), user], axis=1)
+    people = np.unique(pairs, axis=0)
+    return float(np.median(np.unique(people[:, :2], axis=0, return_counts=True)[1]))
+
+
+def svd_start(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int) -> Floats:
+    """Directions in which people differ, most important first.
+
+    Args:
+        z: (n, K) coordinates of the answers.
+        chosen: (N,) row of `z` preferred in each comparison.
+        rejected: (N,) the other one.
+        user: (N,) who chose, 0 to n_users − 1.
+        n_users: U.
+        rank: J, how many directions are wanted.
+
+    Returns:
+        (J', K) with J' = min(rank, n_users, K), scaled so that differences z_a − z_b have unit variance along each.
+    """
+    difference = z[chosen] - z[rejected]
+    if raters_per_pair(chosen, rejected, user) >= rank:
+        weights = _from_shared_pairs(z, chosen, rejected, user, n_users, rank)
+    else:
+        weights = _from_user_means(difference, user, n_users, rank)
+    spread = np.std(difference @ weights.T, axis=0)
+    return np.asarray(weights / np.maximum(spread, 1e-12)[:, None], np.float64)
+
+
+def _from_user_means(difference: Floats, user: Ints, n_users: int, rank: int) -> Floats:
+    """Case 2: SVD of everybody's mean whitened difference."""
+    covariance = difference.T @ difference / len(difference)
+    level = np.trace(covariance) / len(covariance)
+    values, vectors = np.linalg.eigh((1 - _SHRINK) * covariance + _SHRINK * level * np.eye(len(covariance)))
+    whiten = (vectors / np.sqrt(np.maximum(values, 1e-12))) @ vectors.T
+    counts = np.bincount(user, minlength=n_users)
+    member = csr_array((np.ones(len(user)), (user, np.arange(len(user)))), shape=(n_users, len(user)))
+    views = (member @ (difference - difference.mean(axis=0))) @ whiten / np.sqrt(np.maximum(counts, 1))[:, None]
+    return np.asarray(_signed(np.linalg.svd(views, full_matrices=False)[2][:rank]) @ whiten, np.float64)
+
+
+def _from_shared_pairs(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int) -> Floats:
+    """Case 1: soft-impute of the users × pairs matrix, then ridge of its pair factors on feature differences."""
+    low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
+    pairs, column = np.unique(np.stack([low, high], axis=1), axis=0, return_inverse=True)
+    shape = (n_users, len(pairs))
+    sign = np.where(chosen == low, 1.0, -1.0)
+    # Someone who answered one pair twice counts by the mean of the two.
+    total = csr_array((sign, (user, column.ravel())), shape=shape)
+    count = csr_array((np.ones(len(sign)), (user, column.ravel())), shape=shape)
+    said = total.copy()
+    said.data = total.data / count.data
+    raters = np.asarray((count > 0).sum(axis=0), np.float64)
+    said.data -= (said.sum(axis=0) / raters)[said.indices]
+    factors = _soft_impute(said, min(rank, min(shape) - 1))
+    d = z[pairs[:, 0]] - z[pairs[:, 1]]
+    gram = d.T @ (raters[:, None] * d)
+    ridge = np.trace(gram) / len(gram)
+    return np.asarray(
+        np.linalg.solve(gram + ridge * np.eye(len(gram)), d.T @ (raters[:, None] * factors)).T, np.float64
+    )
+
+
+def _soft_impute(said: csr_array, rank: int) -> Floats:
+    """Pair factors (pairs, rank) of the completed matrix; the threshold is the first singular value left out."""
+    rows, columns = said.nonzero()
+    values = np.asarray(said[rows, columns], np.float64)
+    u, s, vt = np.zeros((said.shape[0], 1)), np.zeros(1), np.zeros((1, said.shape[1]))
+    threshold: float | None = None
+    for _ in range(_ROUNDS):
+        estimate = np.sum(u[rows] * s * vt.T[columns], axis=1)
+        residual = csr_array((values - estimate, (rows, columns)), shape=said.shape)
+        new_u, new_s, new_vt = _svds(residual, u * s, vt, rank)
+        if threshold is None:
+            threshold = 0.5 * float(new_s[-1])
+        shrunk = np.maximum(new_s - threshold, 0.0)
+        moved = np.linalg.norm(shrunk - np.resize(s, len(shrunk))) / np.maximum(np.linalg.norm(shrunk), 1e-12)
+        u, s, vt = new_u, shrunk, new_vt
+        if moved < 1e-4:
+            break
+    return np.asarray(vt.T * np.sqrt(s), np.float64)
+
+
+def _svds(residual: csr_array, left: Floats, right: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
+    """Leading singular triplets of residual + left @ right, without forming the sum."""
+    operator = LinearOperator(
+        residual.shape,
+        matvec=lambda x: residual @ x + left @ (right @ x),
+        rmatvec=lambda x: residual.T @ x + right.T @ (left.T @ x),
+        dtype=np.float64,
+    )
+    # A fixed start vector: ARPACK's own is random.
+    u, s, vt = svds(operator, k=rank, v0=np.ones(min(residual.shape)))
+    order = np.argsort(s)[::-1]
+    return u[:, order], s[order], _signed(vt[order])
+
+
+def _signed(rows: Floats) -> Floats:
+    """Rows with their largest entry positive: the sign of a singular vector is arbitrary."""
+    return np.asarray(rows * np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])[:, None], np.float64)

@@ -1,0 +1,300 @@
+"""The reward model: base rewards φ, what a new person's weights may be, and how evidence moves them.
+
+A folder holds it: `config.json`, `model.safetensors` (φ and prior), `completions.jsonl` (answers of the fitting
+data, for questions and explanations; their φ is in the safetensors), and `README.md` (a model card with its own
+figures). No pickle anywhere. Loading and asking need no encoder; only texts not known yet do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from palate.encoders import Encoder, Progress, load_encoder
+from palate.errors import EncoderError, InputError
+from palate.feedback import Comparison, Rating, Record, Text, as_text
+from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
+from palate.rewards.queries import pairs_within_prompts
+
+
+@dataclass(frozen=True)
+class RatingScale:
+    """How a rating speaks of the reward: P = ε + (1 − 2ε) σ(slope · λ·(φ − φ̄) + b_u), counted `weight` times.
+
+    Args:
+        slope: logits per unit of reward, > 0.
+        weight: evidence of one rating in units of one choice, > 0.
+        generosity: standard deviation of b_u, the person's own level, in logits, > 0.
+    """
+
+    slope: float = 1.0
+    weight: float = 1.0
+    generosity: float = 1.0
+
+
+@dataclass(frozen=True)
+class KnownAnswers:
+    """Answers of the fitting data: what new people are asked about, and what explains an axis.
+
+    Args:
+        prompts: prompt of each of n answers.
+        completions: the answers.
+        phi: (n, J) their base rewards.
+        styles: (n, S) how much each shows of the named styles, in standard deviations.
+    """
+
+    prompts: list[Text]
+    completions: list[Text]
+    phi: Floats
+    styles: Floats
+
+    def prompt_numbers(self) -> Ints:
+        """(n,) a number for each distinct prompt, in order of appearance."""
+        seen: dict[str, int] = {}
+        return np.array([seen.setdefault(as_text(prompt), len(seen)) for prompt in self.prompts], np.int64)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pairs of known answers to one prompt that may be asked about.
+
+    Args:
+        pairs: (M, 2) rows of the known answers.
+        v: (M, J) base rewards of the first minus the second.
+        prompt: (M,) number of the prompt.
+    """
+
+    pairs: Ints
+    v: Floats
+    prompt: Ints
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One candidate in its place.
+
+    Args:
+        index: where it stood among the candidates.
+        completion: the text.
+        reward: posterior mean of λ · φ, in logits.
+        deviation: posterior standard deviation of its difference to the best one; 0 for the best.
+        better_than_next: probability that it is preferred to the next in rank; None for the last.
+    """
+
+    index: int
+    completion: Text
+    reward: float
+    deviation: float
+    better_than_next: float | None
+
+
+@dataclass(eq=False)
+class RewardModel:
+    """Base rewards and a population prior; people's posteriors are computed from their evidence.
+
+    Args:
+        offset: (D,) float32 mean of the encoder's raw features.
+        weights: (J, D) float32, φ = weights @ (e − offset).
+        prior: belief about a new person's weights, mean (J,) and cov (J, J).
+        lapse: ε, share of slips counted half.
+        encoder_name: what turns texts into features.
+        encoder_revision: of its weights; another revision is refused.
+        known: answers of the fitting data.
+        style_names: S pairs of words for the two ends of each named style, high first.
+        ratings: how ratings speak.
+        figures: what was measured while fitting, for the model card.
+
+    Example:
+        >>> from palate.rewards import RewardModel
+        >>> model = RewardModel.load("my-model")                              # doctest: +SKIP
+        >>> ana = model.posterior([Comparison(user_id="ana", prompt="Hi", chosen="Hey!", rejected="Hello.")])
+        ... # doctest: +SKIP
+        >>> model.rank("How do I boil an egg?", ["Nine minutes.", "Well, dear friend…"], ana)  # doctest: +SKIP
+    """
+
+    offset: np.ndarray
+    weights: np.ndarray
+    prior: Gaussian
+    lapse: float
+    encoder_name: str
+    encoder_revision: str
+    known: KnownAnswers
+    style_names: list[tuple[str, str]] = field(default_factory=list)
+    ratings: RatingScale = RatingScale()
+    figures: dict[str, float] = field(default_factory=dict)
+    encoder: Encoder | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        numbers = self.known.prompt_numbers()
+        self._row_of = {
+            (as_text(prompt), as_text(completion)): row
+            for row, (prompt, completion) in enumerate(zip(self.known.prompts, self.known.completions, strict=True))
+        }
+        self._rows_of_prompt: dict[str, list[int]] = {}
+        for row, prompt in enumerate(self.known.prompts):
+            self._rows_of_prompt.setdefault(as_text(prompt), []).append(row)
+        pairs = pairs_within_prompts(numbers)
+        self.pool = Pool(pairs, self.known.phi[pairs[:, 0]] - self.known.phi[pairs[:, 1]], numbers[pairs[:, 0]])
+
+    def save(self, path: str | Path) -> None:
+        """Write the model's folder; see `palate.rewards.folder.save`."""
+        from palate.rewards import folder
+
+        folder.save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> "RewardModel":
+        """Read a model's folder; see `palate.rewards.folder.load`."""
+        from palate.rewards import folder
+
+        return folder.load(path)
+
+    @property
+    def n_rewards(self) -> int:
+        """J, the number of base rewards."""
+        return len(self.weights)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with anything that a posterior depends on."""
+        digest = sha256(self.encoder_revision.encode())
+        for array in (self.offset, self.weights, self.prior.mean, self.prior.cov):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        scale = self.ratings
+        digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def phi(self, prompts: Sequence[Text], completions: Sequence[Text], *, progress: Progress | None = None) -> Floats:
+        """Base rewards of completions, in prior standard deviations of the weights.
+
+        Args:
+            prompts: n prompts.
+            completions: n completions, one to each.
+            progress: called with (texts done, texts in all).
+
+        Returns:
+            (n, J).
+
+        Raises:
+            EncoderError: a text is not among the known answers and the encoder cannot be loaded, or is another
+                revision than the model was fitted with.
+        """
+        keys = [(as_text(p), as_text(c)) for p, c in zip(prompts, completions, strict=True)]
+        out = np.zeros((len(keys), self.n_rewards))
+        known = [(i, self._row_of[key]) for i, key in enumerate(keys) if key in self._row_of]
+        unknown = [i for i, key in enumerate(keys) if key not in self._row_of]
+        if known:
+            places, rows = np.array(known).T
+            out[places] = self.known.phi[rows]
+        if unknown:
+            raw = self._loaded_encoder().encode(
+                [keys[i][0] for i in unknown], [keys[i][1] for i in unknown], progress=progress
+            )
+            out[unknown] = base_rewards(raw, self.offset, self.weights)
+        return out
+
+    def _loaded_encoder(self) -> Encoder:
+        if self.encoder is None:
+            encoder = load_encoder(self.encoder_name)
+            if encoder.revision != self.encoder_revision:
+                raise EncoderError(
+                    f"Encoder {self.encoder_name!r} has revision {encoder.revision}, the model was fitted with "
+                    f"{self.encoder_revision}; install that one or fit anew"
+                )
+            self.encoder = encoder
+        return self.encoder
+
+    def new_user(self) -> Gaussian:
+        """What is known of somebody who said nothing yet: the population prior."""
+        return self.prior
+
+    def observations(self, evidence: Sequence[Record]) -> Observations:
+        """Comparisons and ratings of one person as rows for the posterior.
+
+        The last column is the person's generosity b_u: 1 in ratings, 0 in comparisons. Replies carry no row
+        here: their satisfaction enters as a rating once a scorer has read it.
+        """
+        comparisons = [record for record in evidence if isinstance(record, Comparison)]
+        ratings = [record for record in evidence if isinstance(record, Rating)]
+        prompts = [r.prompt for r in comparisons]
+        chosen = self.phi(prompts, [r.chosen for r in comparisons])
+        rejected = self.phi(prompts, [r.rejected for r in comparisons])
+        rated = self.phi([r.prompt for r in ratings], [r.completion for r in ratings])
+        centre = np.array([self._centre(r.prompt) for r in ratings]).reshape(-1, self.n_rewards)
+        v = np.concatenate([chosen - rejected, self.ratings.slope * (rated - centre)])
+        is_rating = np.arange(len(v)) >= len(comparisons)
+        return Observations.of(
+            np.column_stack([v, is_rating]),
+            np.zeros(len(v), np.int64),
+            n_users=1,
+            label=np.array([r.strength for r in comparisons] + [r.score for r in ratings]),
+            weight=np.where(is_rating, self.ratings.weight, 1.0),
+        )
+
+    def _centre(self, prompt: Text) -> Floats:
+        """φ̄(x): mean over known answers to the prompt where there are two or more, else over all."""
+        rows = self._rows_of_prompt.get(as_text(prompt), [])
+        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0), np.float64)
+
+    @property
+    def prior_with_generosity(self) -> Gaussian:
+        """The prior over (λ, b_u)."""
+        cov = np.zeros((self.n_rewards + 1, self.n_rewards + 1))
+        cov[:-1, :-1] = self.prior.cov
+        cov[-1, -1] = self.ratings.generosity**2
+        return Gaussian(np.append(self.prior.mean, 0.0), cov)
+
+    def posterior(self, evidence: Sequence[Record]) -> Gaussian:
+        """What is known of a person's weights: a function of what they said, and of the model's fingerprint.
+
+        Args:
+            evidence: comparisons and ratings of one person.
+
+        Returns:
+            Gaussian with mean (J,) and cov (J, J); the prior for no evidence.
+        """
+        if not any(isinstance(record, Comparison | Rating) for record in evidence):
+            return self.prior
+        belief = laplace_posterior(self.observations(evidence), self.prior_with_generosity, self.lapse)[0]
+        return Gaussian(belief.mean[:-1], belief.cov[:-1, :-1])
+
+    def reward(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> Floats:
+        """Posterior mean reward of each completion, in logits; the population's for `user` None.
+
+        Returns:
+            (n,); only differences between completions of one prompt mean anything.
+        """
+        belief = self.prior if user is None else user
+        return self.phi([prompt] * len(completions), completions) @ belief.mean
+
+    def rank(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> list[Ranked]:
+        """Completions from the most to the least liked; equal ones keep their order.
+
+        Raises:
+            InputError: there is no completion.
+        """
+        if not completions:
+            raise InputError("There are 0 candidates, at least 1 is needed; give completions to rank")
+        belief = self.prior if user is None else user
+        phi = self.phi([prompt] * len(completions), completions)
+        reward = phi @ belief.mean
+        order = np.argsort(-reward, kind="stable")
+        _, variance = belief.of(phi - phi[order[0]])
+        ahead = predict(belief, phi[order[:-1]] - phi[order[1:]])
+        return [
+            Ranked(
+                index=int(i),
+                completion=completions[i],
+                reward=float(reward[i]),
+                deviation=float(np.sqrt(max(variance[i], 0.0))),
+                better_than_next=float(ahead[place]) if place < len(ahead) else None,
+            )
+            for place, i in enumerate(order)
+        ]
+
+
+def base_rewards(raw: np.ndarray, offset: np.ndarray, weights: np.ndarray) -> Floats:
+    """φ = W (e − offset) in double precision: (n, J)."""
+    return np.asarray((raw.astype(np.float64) - offset) @ weights.T.astype(np.float64), np.float64)

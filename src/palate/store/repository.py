@@ -1,0 +1,394 @@
+"""The store: everything Palate remembers of people, behind one class.
+
+What is promised: what a method has written when it returns is on the disk and survives `kill -9`; writers
+of one user, in whatever process, take turns, so no evidence is lost and no two queries are open at once;
+reading writes nothing. What is not: `forget` empties this database's own files, not backups, and not freed
+blocks of the disk.
+"""
+
+import os
+import uuid
+from typing import Self
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from palate.errors import InputError, StoreError
+from palate.feedback import Comparison, Record, Text
+from palate.store import rows
+from palate.store import tables as t
+from palate.store.database import READ, WRITE, Database
+from palate.store.records import CHOICES, Choice, StoredEvidence, StoredPosterior, StoredQuery, User
+
+DEFAULT_URL = "sqlite:///palate.db"
+DEFAULT_TENANT = "default"
+
+
+class Store:
+    """An open database of people and what they said.
+
+    Get one from `Store.open`; use it in a `with` block, or close it. Threads may share it. Any method raises
+    StoreError when the database fails, with what it may mean and the way out; nothing is then half done.
+
+    Example:
+        >>> with Store.open("sqlite://") as store:  # in memory
+        ...     ann = store.ensure_user("ann")
+        ...     said = Comparison(user_id="ann", prompt="Hi", chosen="Hello!", rejected="What?")
+        ...     _ = store.append(ann, said)
+        ...     [evidence.record.chosen for evidence in store.evidence(ann)]
+        ['Hello!']
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str | None = None, *, create: bool = True) -> Self:
+        """Open a database, and bring one from an older version up to date.
+
+        Args:
+            url: an SQLAlchemy URL; by default the environment's PALATE_DATABASE, else sqlite:///palate.db.
+            create: make the database if there is none.
+
+        Raises:
+            StoreError: it cannot be opened, is no database, comes from a newer version of Palate, or is
+                missing and not to be made.
+        """
+        database = Database(url or os.environ.get("PALATE_DATABASE") or DEFAULT_URL)
+        try:
+            # The file is looked for first: SQLite would make it.
+            revision = None if database.is_missing() else database.revision()
+            if revision is None and not create:
+                raise StoreError(
+                    f"No Palate database at {database.name!r}; name another, or let it be made (create=True)"
+                )
+            if revision != t.HEAD:
+                database.upgrade()
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def current_revision(self) -> str | None:
+        """The revision of the database's schema."""
+        return self._database.revision()
+
+    def upgrade(self) -> None:
+        """Bring the schema to this version's revision, as `open` does."""
+        self._database.upgrade()
+
+    # People
+
+    def ensure_tenant(self, name: str) -> None:
+        """Make a tenant unless there is one of that name; 'default' is there from the start."""
+        with self._database.transaction(WRITE) as db:
+            rows.insert_if_absent(db, t.tenant, name=name)
+
+    def user(self, external_id: str, tenant: str = DEFAULT_TENANT) -> User | None:
+        """The tenant's user of that name, None if there is none."""
+        with self._database.transaction(READ) as db:
+            return rows.find_user(db, external_id, tenant)
+
+    def ensure_user(self, external_id: str, tenant: str = DEFAULT_TENANT) -> User:
+        """The tenant's user of that name, made if there is none.
+
+        Raises:
+            InputError: the name is empty or too long, or there is no such tenant.
+        """
+        if not 1 <= len(external_id) <= t.MAX_EXTERNAL_ID:
+            raise InputError(
+                f"Invalid user id: {external_id!r} has {len(external_id)} characters; "
+                f"give 1 to {t.MAX_EXTERNAL_ID}"
+            )
+        if known := self.user(external_id, tenant):
+            return known
+        with self._database.transaction(WRITE) as db:
+            tenant_id = db.scalar(sa.select(t.tenant.c.id).where(t.tenant.c.name == tenant))
+            if tenant_id is None:
+                raise InputError(f"Unknown tenant: {tenant!r}; make it with Store.ensure_tenant first")
+            rows.insert_if_absent(
+                db, t.user, tenant_id=tenant_id, external_id=external_id, created_at=rows.now()
+            )
+            made = rows.find_user(db, external_id, tenant)
+        assert made is not None
+        return made
+
+    def users(self, tenant: str = DEFAULT_TENANT) -> list[User]:
+        """The tenant's users, in the order they came."""
+        with self._database.transaction(READ) as db:
+            found = db.execute(rows.people.where(t.tenant.c.name == tenant).order_by(t.user.c.id))
+            return [rows.to_user(row) for row in found]
+
+    def forget(self, user: User) -> dict[str, int]:
+        """Erase every row of a person, and what deleted rows leave in an SQLite file.
+
+        Forgetting twice is allowed.
+
+        Returns:
+            How many rows were erased from each table.
+
+        Raises:
+            StoreError: nothing was erased; or, where the message says so, the rows were but not their traces,
+                which `scrub` will erase.
+        """
+        erased = {}
+        with self._database.transaction(WRITE) as db:
+            for table in reversed(t.metadata.sorted_tables):  # what refers to a row goes before it
+                owner = t.user.c.id if table is t.user else table.c.get("user_id")
+                if owner is not None:
+                    erased[table.name] = db.execute(table.delete().where(owner == user.id)).rowcount
+        try:
+            self.scrub()
+        except StoreError as error:
+            raise StoreError(
+                f"Every row of user {user.external_id!r} is erased, but not its traces: {error}"
+            ) from error
+        return erased
+
+    def scrub(self) -> None:
+        """Overwrite what deleted rows have left in an SQLite file and its log, as `forget` does."""
+        self._database.scrub()
+
+    # Evidence
+
+    def append(
+        self, user: User, record: Record, *, evidence_id: str | None = None, query_id: str | None = None
+    ) -> str:
+        """Add to a user's evidence.
+
+        Args:
+            user: who said it.
+            record: what was said; without `created_at` it was said now.
+            evidence_id: 1 to 256 characters, to make a repeated call harmless; a new one by default.
+            query_id: the query that it answers.
+
+        Returns:
+            The evidence's id.
+
+        Raises:
+            InputError: the record is another user's.
+            StoreError: the id already stands for something else.
+        """
+        if record.user_id != user.external_id:
+            raise InputError(
+                f"Evidence of user {record.user_id!r} cannot be given to user {user.external_id!r}; "
+                "append it to its own user"
+            )
+        with self._database.transaction(WRITE) as db:
+            return rows.append(db, rows.lock(db, user.id), record, evidence_id or str(uuid.uuid4()), query_id)
+
+    def evidence(self, user: User, *, include_withdrawn: bool = False) -> list[StoredEvidence]:
+        """A user's evidence, sorted by time, then id."""
+        wanted = sa.select(t.evidence).where(t.evidence.c.user_id == user.id)
+        if not include_withdrawn:
+            wanted = wanted.where(~t.evidence.c.withdrawn)
+        with self._database.transaction(READ) as db:
+            found = [rows.to_evidence(row, user) for row in db.execute(wanted)]
+        # Not sorted by the database: one with a locale would order the ids its own way.
+        return sorted(found, key=lambda evidence: (evidence.created_at, evidence.id))
+
+    def evidence_count(self, user: User) -> int:
+        """How often a user's evidence has changed: once for each append, once for each withdrawal.
+
+        While it stays the same, so does the evidence, and so does a posterior. Read it before the evidence.
+        """
+        changes = sa.func.count() + sa.func.count(sa.case((t.evidence.c.withdrawn, 1)))
+        with self._database.transaction(READ) as db:
+            return db.scalar(sa.select(changes).where(t.evidence.c.user_id == user.id)) or 0
+
+    def withdraw(self, user: User, evidence_id: str) -> bool:
+        """Let a piece of evidence count no more; False if there is none that does."""
+        mine = (t.evidence.c.user_id == user.id) & (t.evidence.c.id == evidence_id)
+        with self._database.transaction(WRITE) as db:
+            withdrawn = sa.update(t.evidence).where(mine, ~t.evidence.c.withdrawn).values(withdrawn=True)
+            return db.execute(withdrawn).rowcount > 0
+
+    # Queries
+
+    def open_query(self, user: User, fingerprint: str) -> StoredQuery | None:
+        """The query that a user has yet to answer, None if there is none."""
+        with self._database.transaction(READ) as db:
+            return rows.open_query(db, user, fingerprint)
+
+    def ask(
+        self,
+        user: User,
+        fingerprint: str,
+        *,
+        prompt: Text,
+        response_a: Text,
+        response_b: Text,
+        expected_information: float,
+        strategy: str,
+        pool_index: tuple[int, int] | None = None,
+    ) -> StoredQuery:
+        """Open a query, unless one is open already: then that one is returned and nothing is written.
+
+        Args:
+            user: who is asked.
+            fingerprint: the reward model that chose the query.
+            prompt: what the responses answer.
+            response_a: shown as A.
+            response_b: shown as B.
+            expected_information: what the answer should tell, in nats.
+            strategy: what chose the query.
+            pool_index: where the two responses stand in the pool they were drawn from, A's first.
+
+        Raises:
+            FeedbackError: the answer could be no comparison, as when the responses are equal or one is empty.
+            StoreError: the model is not registered.
+        """
+        Comparison(user_id=user.external_id, prompt=prompt, chosen=response_a, rejected=response_b)
+        pool_a, pool_b = pool_index or (None, None)
+        with self._database.transaction(WRITE) as db:
+            person = rows.lock(db, user.id)
+            if already := rows.open_query(db, user, fingerprint):
+                return already
+            rows.require_model(db, fingerprint)
+            asked = sa.select(sa.func.count()).where(t.query.c.user_id == user.id)
+            query_id = str(uuid.uuid4())
+            values = {
+                "id": query_id,
+                "tenant_id": person.tenant_id,
+                "user_id": user.id,
+                "fingerprint": fingerprint,
+                "seq": (db.scalar(asked) or 0) + 1,
+                "prompt": prompt,
+                "response_a": response_a,
+                "response_b": response_b,
+                "pool_a": pool_a,
+                "pool_b": pool_b,
+                "strategy": strategy,
+                "expected_information": expected_information,
+                "asked_at": rows.now(),
+            }
+            db.execute(t.query.insert().values(values))
+            return rows.query(db, query_id)
+
+    def answer(self, query_id: str, choice: Choice) -> StoredQuery:
+        """Answer a query, and append what it says to the user's evidence under the query's id.
+
+        A tie is a comparison of strength 0.5; a skipped query says nothing. The same answer again changes
+        nothing.
+
+        Raises:
+            InputError: no such choice.
+            StoreError: no such query, or it was answered otherwise.
+        """
+        if choice not in CHOICES:
+            raise InputError(f"Invalid choice: {choice!r}; choose one of {', '.join(map(repr, CHOICES))}")
+        with self._database.transaction(WRITE) as db:
+            owner = db.scalar(sa.select(t.query.c.user_id).where(t.query.c.id == query_id))
+            if owner is None:
+                raise StoreError(f"Unknown query: {query_id!r}; answer one that Store.ask returned")
+            person = rows.lock(db, owner)
+            query = rows.query(db, query_id)
+            if query.choice == choice:
+                return query
+            if query.choice is not None:
+                raise StoreError(
+                    f"Query {query_id!r} was answered {query.choice!r}, not {choice!r}; an answer stays, "
+                    "but its evidence can be withdrawn"
+                )
+            answered = t.query.update().where(t.query.c.id == query_id)
+            db.execute(answered.values(choice=choice, answered_at=rows.now()))
+            query = rows.query(db, query_id)
+            if comparison := query.comparison(person.external_id):
+                rows.append(db, person, comparison, query_id, query_id)
+            return query
+
+    def queries(self, user: User, fingerprint: str) -> list[StoredQuery]:
+        """What a user was asked, in that order; the last one may still be open."""
+        wanted = sa.select(t.query).where(rows.about(t.query, user, fingerprint)).order_by(t.query.c.seq)
+        with self._database.transaction(READ) as db:
+            return [rows.to_query(row) for row in db.execute(wanted)]
+
+    # Models and posteriors
+
+    def register_model(
+        self, fingerprint: str, *, path: str, encoder: str, encoder_revision: str, rank: int
+    ) -> None:
+        """Make a reward model known, or note that it has moved to another path."""
+        values = {
+            "encoder": encoder,
+            "encoder_revision": encoder_revision,
+            "rank": rank,
+            "created_at": rows.now(),
+        }
+        with self._database.transaction(WRITE) as db:
+            rows.insert_if_absent(db, t.model, fingerprint=fingerprint, path=path, **values)
+            db.execute(t.model.update().where(t.model.c.fingerprint == fingerprint).values(path=path))
+
+    def posterior(self, user: User, fingerprint: str) -> StoredPosterior | None:
+        """The posterior saved last for a user under a model, None if there is none.
+
+        It is what the evidence says only while its `evidence_count` is the user's.
+        """
+        wanted = sa.select(t.posterior).where(rows.about(t.posterior, user, fingerprint))
+        with self._database.transaction(READ) as db:
+            row = db.execute(wanted).one_or_none()
+        return None if row is None else rows.to_posterior(row)
+
+    def save_posterior(
+        self,
+        user: User,
+        fingerprint: str,
+        mean: NDArray[np.float64],
+        cov: NDArray[np.float64],
+        *,
+        evidence_count: int,
+        expected_version: int,
+    ) -> int | None:
+        """Save a posterior, unless another one was saved meanwhile.
+
+        Args:
+            user: whose it is.
+            fingerprint: the reward model it belongs to.
+            mean: (..., J).
+            cov: (..., J, J).
+            evidence_count: the user's `evidence_count`, read before the evidence was.
+            expected_version: version of the posterior that this one replaces, 0 for none.
+
+        Returns:
+            The new version; None if the saved one is not `expected_version`: load that and decide anew.
+
+        Raises:
+            InputError: mean and covariance do not fit each other.
+            StoreError: the model is not registered.
+        """
+        if cov.shape != (*mean.shape, *mean.shape[-1:]) or not mean.ndim:
+            raise InputError(
+                f"Covariance of shape {cov.shape} does not fit a mean of shape {mean.shape}; "
+                "give means (..., J) and covariances (..., J, J)"
+            )
+        mine = rows.about(t.posterior, user, fingerprint)
+        values = {
+            "shape": list(mean.shape),
+            "mean": t.pack(mean),
+            "cov": t.pack(cov),
+            "evidence_count": evidence_count,
+            "version": expected_version + 1,
+            "updated_at": rows.now(),
+        }
+        with self._database.transaction(WRITE) as db:
+            rows.lock(db, user.id)
+            rows.require_model(db, fingerprint)
+            if (db.scalar(sa.select(t.posterior.c.version).where(mine)) or 0) != expected_version:
+                return None
+            if expected_version:
+                db.execute(t.posterior.update().where(mine).values(values))
+            else:
+                db.execute(t.posterior.insert().values(user_id=user.id, fingerprint=fingerprint, **values))
+        return expected_version + 1

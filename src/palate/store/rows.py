@@ -1,0 +1,143 @@
+"""What the store does inside a transaction: rows are found, locked, added, and turned into records."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from palate.errors import StoreError
+from palate.feedback import Comparison, Rating, Record, Reply
+from palate.store import tables as t
+from palate.store.records import StoredEvidence, StoredPosterior, StoredQuery, User
+
+_RECORDS: Mapping[str, type[Record]] = {"comparison": Comparison, "rating": Rating, "reply": Reply}
+_KINDS = {record: kind for kind, record in _RECORDS.items()}
+
+people = sa.select(t.user, t.tenant.c.name.label("tenant")).join(t.tenant)
+
+
+def now() -> datetime:
+    """The time in UTC."""
+    return datetime.now(UTC)
+
+
+def insert_if_absent(db: Connection, table: sa.Table, **values: object) -> None:
+    """Insert a row unless its unique name is taken."""
+    # A savepoint, because PostgreSQL lets two transactions try at once and one of them fail.
+    try:
+        with db.begin_nested():
+            db.execute(table.insert().values(values))
+    except IntegrityError:
+        pass
+
+
+def find_user(db: Connection, external_id: str, tenant: str) -> User | None:
+    """The tenant's user of that name."""
+    row = db.execute(
+        people.where(t.user.c.external_id == external_id, t.tenant.c.name == tenant)
+    ).one_or_none()
+    return None if row is None else to_user(row)
+
+
+def lock(db: Connection, user_id: int) -> sa.Row[Any]:
+    """The user's row, which no other writer of this user gets before this transaction ends."""
+    row = db.execute(people.where(t.user.c.id == user_id).with_for_update(of=t.user)).one_or_none()
+    if row is None:
+        raise StoreError(f"User number {user_id} is not in the store any more; get it from Store.ensure_user")
+    return row
+
+
+def require_model(db: Connection, fingerprint: str) -> None:
+    """Refuse a model that was never registered."""
+    if db.scalar(sa.select(t.model.c.rank).where(t.model.c.fingerprint == fingerprint)) is None:
+        raise StoreError(f"Unknown model: {fingerprint!r}; register it with Store.register_model first")
+
+
+def about(table: sa.Table, user: User, fingerprint: str) -> sa.ColumnElement[bool]:
+    """The table's rows of a user under a model."""
+    return (table.c.user_id == user.id) & (table.c.fingerprint == fingerprint)
+
+
+def open_query(db: Connection, user: User, fingerprint: str) -> StoredQuery | None:
+    """The query that a user has yet to answer."""
+    wanted = sa.select(t.query).where(about(t.query, user, fingerprint), t.query.c.answered_at.is_(None))
+    row = db.execute(wanted).one_or_none()
+    return None if row is None else to_query(row)
+
+
+def query(db: Connection, query_id: str) -> StoredQuery:
+    """The query of that id, which must be there."""
+    return to_query(db.execute(sa.select(t.query).where(t.query.c.id == query_id)).one())
+
+
+def append(
+    db: Connection, person: sa.Row[Any], record: Record, evidence_id: str, query_id: str | None
+) -> str:
+    """Add evidence of the locked `person`, unless it is there already."""
+    kind = _KINDS[type(record)]
+    payload = record.model_dump(mode="json", exclude_none=True, exclude={"user_id", "created_at"})
+    same_id = (t.evidence.c.user_id == person.id) & (t.evidence.c.id == evidence_id)
+    if already := db.execute(sa.select(t.evidence).where(same_id)).one_or_none():
+        same_time = record.created_at is None or already.created_at == record.created_at
+        if (already.kind, already.payload) == (kind, payload) and same_time:
+            return evidence_id
+        raise StoreError(
+            f"Evidence {evidence_id!r} of user {person.external_id!r} says something else already; "
+            "withdraw it and append this under another id"
+        )
+    db.execute(
+        t.evidence.insert().values(
+            id=evidence_id,
+            user_id=person.id,
+            tenant_id=person.tenant_id,
+            query_id=query_id,
+            kind=kind,
+            created_at=record.created_at or now(),
+            payload=payload,
+        )
+    )
+    return evidence_id
+
+
+def to_user(row: sa.Row[Any]) -> User:
+    """A row of `people` as a record."""
+    return User(row.id, row.tenant, row.external_id, row.created_at, row.paused, row.half_life_days)
+
+
+def to_evidence(row: sa.Row[Any], user: User) -> StoredEvidence:
+    """A row of evidence as a record."""
+    said = {**row.payload, "user_id": user.external_id, "created_at": row.created_at}
+    record = _RECORDS[row.kind].model_validate(said)
+    return StoredEvidence(row.id, row.created_at, record, row.query_id, row.withdrawn)
+
+
+def to_query(row: sa.Row[Any]) -> StoredQuery:
+    """A row of query as a record."""
+    return StoredQuery(
+        id=row.id,
+        fingerprint=row.fingerprint,
+        seq=row.seq,
+        prompt=row.prompt,
+        response_a=row.response_a,
+        response_b=row.response_b,
+        pool_index=None if row.pool_a is None else (row.pool_a, row.pool_b),
+        strategy=row.strategy,
+        expected_information=row.expected_information,
+        asked_at=row.asked_at,
+        answered_at=row.answered_at,
+        choice=row.choice,
+    )
+
+
+def to_posterior(row: sa.Row[Any]) -> StoredPosterior:
+    """A row of posterior as a record, its arrays read-only."""
+    return StoredPosterior(
+        mean=t.unpack(row.mean, row.shape),
+        cov=t.unpack(row.cov, (*row.shape, row.shape[-1])),
+        evidence_count=row.evidence_count,
+        version=row.version,
+        updated_at=row.updated_at,
+    )

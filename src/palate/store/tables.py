@@ -1,0 +1,172 @@
+"""The tables, in portable SQLAlchemy types: what stands where, and what keeps it consistent.
+
+Migrations make these tables; this module is what queries are written against, and a test holds the two equal.
+Evidence is appended and never rewritten, but for its `withdrawn` flag; a posterior is a cache that can always
+be computed again from the evidence and the reward model. Every table with a person's data has a `user_id`, by
+which `Store.forget` finds its rows.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+)
+
+# The newest revision in migrations/versions: a database that is there already needs no Alembic to be opened.
+HEAD = "0001"
+
+MAX_EXTERNAL_ID = 256
+
+# Constraints have names, so that a later revision can change them.
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware time, kept in UTC: SQLite drops time zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC; a time without a zone is UTC already."""
+        return None if value is None else as_utc(value)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give an aware time back, whichever zone the database's session is in."""
+        return None if value is None else as_utc(value)
+
+
+def as_utc(time: datetime) -> datetime:
+    """The same instant in UTC; a time without a zone is UTC already."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def pack(array: NDArray[np.float64]) -> bytes:
+    """An array's numbers as little-endian float64, row by row."""
+    return np.asarray(array, "<f8").tobytes()
+
+
+def unpack(data: bytes, shape: Sequence[int]) -> NDArray[np.float64]:
+    """The read-only array that `pack` was given."""
+    return np.frombuffer(data, "<f8").reshape(shape)
+
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(256), nullable=False, unique=True),
+)
+
+user = Table(
+    "user",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant_id", ForeignKey("tenant.id"), nullable=False),
+    Column("external_id", String(MAX_EXTERNAL_ID), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+    Column("half_life_days", Double),
+    UniqueConstraint("tenant_id", "external_id"),
+    # The id of someone forgotten is never given again: whoever still holds it must not reach another person.
+    sqlite_autoincrement=True,
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("fingerprint", String(128), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("encoder", Text, nullable=False),
+    Column("encoder_revision", Text, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+query = Table(
+    "query",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("tenant_id", ForeignKey("tenant.id"), nullable=False),
+    Column("user_id", ForeignKey("user.id"), nullable=False),
+    Column("fingerprint", ForeignKey("model.fingerprint"), nullable=False),
+    Column("seq", Integer, nullable=False),  # 1, 2, … within the user
+    Column("prompt", JSON, nullable=False),  # JSON, because a text may be a conversation
+    Column("response_a", JSON, nullable=False),  # sides as they were shown
+    Column("response_b", JSON, nullable=False),
+    Column("pool_a", Integer),  # where the two responses stand in the pool they were drawn from
+    Column("pool_b", Integer),
+    Column("strategy", Text, nullable=False),
+    Column("expected_information", Double, nullable=False),  # nats
+    Column("asked_at", UtcDateTime, nullable=False),
+    Column("answered_at", UtcDateTime),
+    Column("choice", String(16)),  # a, b, tie or skip
+    UniqueConstraint("user_id", "seq"),
+)
+
+# At most one open query for each user and model, whoever asks.
+Index(
+    "uq_query_open",
+    query.c.user_id,
+    query.c.fingerprint,
+    unique=True,
+    sqlite_where=query.c.answered_at.is_(None),
+    postgresql_where=query.c.answered_at.is_(None),
+)
+
+evidence = Table(
+    "evidence",
+    metadata,
+    # An id may come from the client, so it is unique for one person only: nobody can occupy another's.
+    Column("user_id", ForeignKey("user.id"), primary_key=True),
+    Column("id", String(256), primary_key=True),
+    Column("tenant_id", ForeignKey("tenant.id"), nullable=False),
+    Column("query_id", ForeignKey("query.id"), index=True),
+    Column("kind", String(32), nullable=False),  # comparison, rating, reply
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("payload", JSON, nullable=False),  # the record, without its user and time
+    Column("withdrawn", Boolean, nullable=False, server_default=false()),
+    # What stands in for the texts where retention drops them: encoder vectors, and what they were made with.
+    Column("vectors", LargeBinary),
+    Column("vectors_shape", JSON),
+    Column("vectors_fingerprint", String(128)),
+)
+
+posterior = Table(
+    "posterior",
+    metadata,
+    Column("user_id", ForeignKey("user.id"), primary_key=True),
+    Column("fingerprint", ForeignKey("model.fingerprint"), primary_key=True),
+    Column("shape", JSON, nullable=False),  # of the mean, (..., J); the covariance's is (..., J, J)
+    Column("mean", LargeBinary, nullable=False),
+    Column("cov", LargeBinary, nullable=False),
+    Column("evidence_count", Integer, nullable=False),  # `Store.evidence_count` when it was computed
+    Column("version", Integer, nullable=False),  # 1, 2, …: one more with each save
+    Column("updated_at", UtcDateTime, nullable=False),
+)
