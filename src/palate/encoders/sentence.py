@@ -90,9 +90,7 @@ class SentenceEncoder:
     def _hidden(self) -> int:
         return int(self.model.config.hidden_size)
 
-    def encode(
-        self, prompts: Sequence[str], completions: Sequence[str], *, progress: Progress | None = None
-    ) -> Floats:
+    def encode(self, prompts: Sequence[str], completions: Sequence[str], *, progress: Progress | None = None) -> Floats:
         """Raw features of each completion as an answer to its prompt.
 
         A text is read once however often it occurs, as prompt or completion.
@@ -179,9 +177,7 @@ class SentenceEncoder:
         blocks = (means[:, :layers], last, np.log1p(own_tokens), means[:, layers])
         return np.concatenate([block.reshape(len(texts), -1) for block in blocks], axis=1, dtype=np.float32)
 
-    def _forward(
-        self, ids: Sequence[Sequence[int]], last_position: NDArray[np.intp]
-    ) -> tuple[Floats, Floats]:
+    def _forward(self, ids: Sequence[Sequence[int]], last_position: NDArray[np.intp]) -> tuple[Floats, Floats]:
         """Sums over tokens (batch, L + 1, H), the last layer's at the end, and last tokens (batch, L, H)."""
         import torch
 
@@ -217,9 +213,7 @@ def _cosine(prompts: Floats, completions: Floats) -> Floats:
     a, b = prompts[:, 1:], completions[:, 1:]
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     has_both = (prompts[:, 0] > 0) & (completions[:, 0] > 0)
-    cosine: Floats = np.divide(
-        (a * b).sum(axis=1), norms, out=np.zeros_like(norms), where=has_both & (norms > 0)
-    )
+    cosine: Floats = np.divide((a * b).sum(axis=1), norms, out=np.zeros_like(norms), where=has_both & (norms > 0))
     return cosine
 
 

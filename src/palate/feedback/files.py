@@ -180,9 +180,7 @@ def _record(row: object) -> Record:
     present = {column: value for column, value in row.items() if value is not None}
     kinds = list(dict.fromkeys(kind for column, kind in _TELLTALES.items() if column in present))
     if not kinds:
-        raise FeedbackError(
-            f"the row has none of the columns {', '.join(_TELLTALES)}; name the columns as TRL does"
-        )
+        raise FeedbackError(f"the row has none of the columns {', '.join(_TELLTALES)}; name the columns as TRL does")
     if len(kinds) > 1:
         names = " and a ".join(kind.__name__.lower() for kind in kinds)
         raise FeedbackError(f"the row is a {names} at once; give each a row of its own")
@@ -240,9 +238,7 @@ def _load_dataset(source: str) -> _Rows | Mapping[str, _Rows]:
         raise MissingExtraError("datasets", "datasets") from None
     folder = Path(source).is_dir()
     try:
-        data: _Rows | Mapping[str, _Rows] = (
-            datasets.load_from_disk(source) if folder else datasets.load_dataset(source)
-        )
+        data: _Rows | Mapping[str, _Rows] = datasets.load_from_disk(source) if folder else datasets.load_dataset(source)
     except Exception as error:  # whatever the libraries below it raise
         cause = type(error).__name__
         if folder:

@@ -3,11 +3,17 @@
 Answers come from a person's `adapt` rows, chosen by a query strategy among them; figures from the `test` rows.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import TypedDict
 
 import numpy as np
 
+from palate.errors import InputError
+from palate.feedback import Comparison, Feedback, Rating, Text, as_text
+from palate.rewards.model import RewardModel
 from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import choose, strategy
 
@@ -21,7 +27,6 @@ class NewPeople:
         prompt: (N,) number of the prompt of each of those rows.
         test: (M, D) differences, preferred minus other.
         test_user: (M,) person of each, ascending.
-        dim: how many of the D columns carry base rewards; a last one may carry a person's generosity.
     """
 
     asked: Observations
@@ -84,6 +89,8 @@ def learning_curve(
             break
         if progress:
             progress(count + 1, max(answers))
+        if not available.any():
+            continue
         best = choose(score(belief, v, lapse, rng), available, prompt, last_prompt)
         who = everyone[best >= 0]
         available[who, best[who]] = False
@@ -97,7 +104,7 @@ def _padded_rows(asked: Observations) -> tuple[Ints, np.ndarray]:
     """Row numbers of each person (U, T), and which of them are real."""
     first = np.searchsorted(asked.user, np.arange(asked.n_users))
     count = np.bincount(asked.user, minlength=asked.n_users)
-    place = np.arange(max(count.max(initial=0), 1))
+    place = np.arange(count.max(initial=0))
     real = place < count[:, None]
     return np.where(real, first[:, None] + place, 0), real
 
@@ -165,7 +172,9 @@ def calibration_error(p: Floats, bins: int = 10) -> float:
         0.25
     """
     both = np.concatenate([p, 1 - p])
-    happened = np.arange(len(both)) < len(p)
+    # Equal predictions share what happened: in which order they stand must not matter.
+    _, run, size = np.unique(both, return_inverse=True, return_counts=True)
+    happened = (np.bincount(run[: len(p)], minlength=len(size)) / size)[run]
     order = np.argsort(both, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     return float(sum(abs(np.sum(both[part]) - np.sum(happened[part])) for part in parts) / max(len(both), 1))
@@ -184,3 +193,119 @@ def bootstrap_interval(
     means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return round(float(low), 12), round(float(high), 12)
+
+
+class Evaluation(TypedDict):
+    """What `palate evaluate --json` prints; inner keys are numbers of answers as strings."""
+
+    users: int
+    comparisons: int
+    auc: dict[str, float]
+    accuracy: dict[str, float]
+    log_loss: dict[str, float]
+    ece: dict[str, float]
+    seconds_per_answer: float
+    query_strategy: str
+    guard: bool
+
+
+# Ratings of one prompt that differ by less say nothing of which is liked more.
+_RATING_GAP = 0.05
+
+
+def evaluate(
+    model: RewardModel,
+    feedback: Feedback,
+    answers: Sequence[int],
+    query_strategy: str = "bald",
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a reward model on new people's `adapt` and `test` rows.
+
+    A choice is one comparison; where people rated, an answer is one rating, and test pairs are those of a person's
+    ratings of one prompt that differ by 0.05 or more. Ties among the test rows are left out.
+
+    Args:
+        model: fitted on other people.
+        feedback: comparisons and ratings with `split`.
+        answers: numbers of answers at which to measure.
+        query_strategy: how answers are chosen among a person's `adapt` rows.
+        seed: of random strategies.
+        progress: told of each answer.
+
+    Returns:
+        The figures; `seconds_per_answer` is that of learning and choosing, over everybody's answers at once.
+
+    Raises:
+        InputError: there are no `test` rows, or no `adapt` rows to answer from.
+    """
+    people = new_people(model, feedback, needs_answers=max(answers) > 0)
+    started = time.perf_counter()
+    told = None if progress is None else lambda done, total: progress("Asking", done, total)
+    curve = learning_curve(
+        people, model.prior_with_generosity, model.lapse, answers, query_strategy, seed=seed, progress=told
+    )
+    given = int(np.minimum(np.bincount(people.asked.user, minlength=people.asked.n_users), max(answers)).sum())
+    return {
+        "users": people.asked.n_users,
+        "comparisons": len(people.test),
+        "auc": {str(t): float(np.mean(figures.auc)) for t, figures in curve.items()},
+        "accuracy": {str(t): figures.accuracy for t, figures in curve.items()},
+        "log_loss": {str(t): figures.log_loss for t, figures in curve.items()},
+        "ece": {str(t): figures.ece for t, figures in curve.items()},
+        "seconds_per_answer": (time.perf_counter() - started) / max(given, 1),
+        "query_strategy": query_strategy,
+        "guard": False,
+    }
+
+
+def new_people(model: RewardModel, feedback: Feedback, *, needs_answers: bool = True) -> NewPeople:
+    """The people of a file who have test rows, as arrays.
+
+    Raises:
+        InputError: nobody has test rows, or nobody has `adapt` rows though answers are needed.
+    """
+    records: list[Comparison | Rating] = [*feedback.comparisons, *feedback.ratings]
+    pairs = _test_pairs(records)
+    if not pairs:
+        raise InputError(
+            "There are 0 test pairs; give comparisons, or ratings of one prompt that differ, with split 'test'"
+        )
+    number = {user: i for i, user in enumerate(dict.fromkeys(user for user, *_ in pairs))}
+    asked = [record for record in records if record.split == "adapt" and record.user_id in number]
+    if needs_answers and not asked:
+        raise InputError("There are 0 rows to answer from; give rows with split 'adapt', or measure at 0 answers only")
+    asked.sort(key=lambda record: number[record.user_id])
+    pairs.sort(key=lambda pair: number[pair[0]])
+    prompts = [pair[1] for pair in pairs]
+    liked, other = (model.phi(prompts, [pair[side] for pair in pairs]) for side in (2, 3))
+    topics: dict[str, int] = {}
+    return NewPeople(
+        asked=model.observations(
+            asked, np.array([number[record.user_id] for record in asked], np.int64), n_users=len(number)
+        ),
+        prompt=np.array([topics.setdefault(as_text(record.prompt), len(topics)) for record in asked], np.int64),
+        test=np.column_stack([liked - other, np.zeros(len(pairs))]),
+        test_user=np.array([number[pair[0]] for pair in pairs], np.int64),
+    )
+
+
+def _test_pairs(records: Sequence[Comparison | Rating]) -> list[tuple[str, Text, Text, Text]]:
+    """(user, prompt, liked, other) of every decided test comparison, and of every decided pair of test ratings."""
+    pairs: list[tuple[str, Text, Text, Text]] = []
+    rated: dict[tuple[str, str], list[Rating]] = {}
+    for record in records:
+        if record.split != "test":
+            continue
+        if isinstance(record, Rating):
+            rated.setdefault((record.user_id, as_text(record.prompt)), []).append(record)
+        elif record.strength > 0.5:
+            pairs.append((record.user_id, record.prompt, record.chosen, record.rejected))
+    for ratings in rated.values():
+        for one, two in combinations(sorted(ratings, key=lambda rating: -rating.score), 2):
+            # Scores such as 0.85 and 0.8 differ by a hair less than 0.05 in binary.
+            if one.score - two.score >= _RATING_GAP - 1e-9:
+                pairs.append((one.user_id, one.prompt, one.completion, two.completion))
+    return pairs

@@ -12,10 +12,12 @@ from scipy.special import ndtr
 
 from palate.feedback import Text
 from palate.rewards.model import RewardModel
-from palate.rewards.posterior import Floats, Gaussian
+from palate.rewards.posterior import Floats, Gaussian, Ints
 
 _RIDGE = 0.05  # share of the number of answers: styles are correlated
-_SURE, _LIKELY = 0.95, 0.8
+# Over 28 simulated kinds of people after ten answers, 4 in 5 of the two true poles pass "likely" and 1 in 8 of the
+# five other styles do (docs/log.md).
+_SURE, _LIKELY, _LARGE = 0.95, 0.8, 0.33
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,9 @@ def explain(model: RewardModel, user: Gaussian) -> Explanation:
 def _within_prompts(model: RewardModel, values: Floats) -> Floats:
     """Values less their mean over the known answers to the same prompt."""
     number = model.known.prompt_numbers()
-    count = np.bincount(number)[:, None]
-    means = np.stack([np.bincount(number, column) for column in values.T], axis=1) / count
-    return values - means[number]
+    means = np.zeros((number.max(initial=-1) + 1, values.shape[1]))
+    np.add.at(means, number, values)
+    return np.asarray(values - (means / np.bincount(number)[:, None])[number], np.float64)
 
 
 def _regression(model: RewardModel) -> Floats:
@@ -141,14 +143,14 @@ def style_tastes(model: RewardModel, user: Gaussian) -> list[StyleTaste]:
 def in_words(styles: list[StyleTaste]) -> str:
     """One or two sentences, as strong as they are certain.
 
-    A style counts once its liking is also large: half of what people differ by, or more.
+    A style counts once its liking is also large: a third of what people differ by, or more.
 
     Example:
         >>> in_words([StyleTaste("verbose", "concise", -0.9, 0.3, 0.0, 0.8),
         ...           StyleTaste("formal", "informal", 0.1, 0.5, 0.0, 0.8)])
         'Prefers concise answers. Nothing clear yet on formal or informal.'
     """
-    telling = [s for s in styles if abs(s.liking) >= 0.5 * s.spread]
+    telling = [s for s in styles if abs(s.liking) >= _LARGE * s.spread]
     sure = [s.word for s in telling if s.certainty >= _SURE]
     likely = [s.word for s in telling if _LIKELY <= s.certainty < _SURE]
     open_ = [f"{s.high} or {s.low}" for s in styles if s.certainty < _LIKELY and s.deviation >= 0.5 * s.spread]
@@ -201,7 +203,7 @@ def _answer(model: RewardModel, row: int) -> tuple[Text, Text]:
 def _example(model: RewardModel, user: Gaussian) -> Example | None:
     """The prompt where this person's pick beats the population's with the highest probability."""
     number = model.known.prompt_numbers()
-    own, shared = (_best_row(model.known.phi @ mean, number) for mean in (user.mean, model.prior.mean))
+    own, shared = (best_rows(model.known.phi @ mean, number) for mean in (user.mean, model.prior.mean))
     differ = own != shared
     if not differ.any():
         return None
@@ -217,7 +219,7 @@ def _example(model: RewardModel, user: Gaussian) -> Example | None:
     )
 
 
-def _best_row(reward: Floats, number: np.ndarray) -> np.ndarray:
+def best_rows(reward: Floats, number: Ints) -> Ints:
     """Row with the highest reward for each prompt: (prompts,)."""
     order = np.lexsort((-reward, number))
     return order[np.r_[True, np.diff(number[order]) != 0]]

@@ -26,7 +26,7 @@ def save(model: RewardModel, path: str | Path) -> None:
         ModelError: the folder cannot be written (read-only, disk full).
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / CONFIG).exists())):
+    if path.exists() and not (path.is_dir() and _replaceable({entry.name for entry in path.iterdir()})):
         raise InputError(f"{str(path)!r} is not a reward model's folder and is not empty; name another")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,12 +38,22 @@ def save(model: RewardModel, path: str | Path) -> None:
         old = fresh.with_name(fresh.name + ".old")
         if path.exists():
             path.rename(old)
-        fresh.rename(path)
+        try:
+            fresh.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replaceable(names: set[str]) -> bool:
+    """Whether a folder of these files is empty or a reward model: many other things have a config.json."""
+    return not names or {CONFIG, KNOWN} <= names <= {CONFIG, TENSORS, KNOWN, CARD}
 
 
 def _unwritable(path: Path, error: OSError) -> ModelError:
@@ -99,14 +109,17 @@ def load(path: str | Path) -> RewardModel:
                 f"The reward model at {str(path)!r} has format {config['format']!r}, this version of Palate reads "
                 f"up to {FORMAT}; update Palate"
             )
+        (path / TENSORS).stat()  # safetensors' own error names no file
         tensors = load_file(path / TENSORS)
-        rows = [json.loads(line) for line in (path / KNOWN).read_text(encoding="utf-8").splitlines()]
+        # Not splitlines, which also splits at U+2028 and others that texts may hold.
+        lines = (path / KNOWN).read_text(encoding="utf-8").split("\n")[:-1]
+        rows = [json.loads(line) for line in lines]
         model = _build(config, tensors, rows)
     except FileNotFoundError as error:
         raise _broken(path, f"{Path(error.filename).name} is missing") from error
     except SafetensorError as error:
         raise _broken(path, f"{TENSORS} is cut short or is no safetensors file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, InputError) as error:
         raise _broken(path, f"{CONFIG} or {KNOWN} is cut short or changed") from error
     except OSError as error:
         raise _broken(path, (error.strerror or str(error)).lower()) from error

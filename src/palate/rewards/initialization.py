@@ -42,15 +42,18 @@ def svd_start(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int,
         rank: J, how many directions are wanted.
 
     Returns:
-        (J', K) with J' = min(rank, n_users, K), scaled so that differences z_a − z_b have unit variance along each.
+        (J', K) with J' ≤ min(rank, n_users, K), scaled so that differences z_a − z_b have unit variance along each;
+        fewer where people do not differ in so many ways.
     """
     difference = z[chosen] - z[rejected]
-    if raters_per_pair(chosen, rejected, user) >= rank:
+    pairs = np.unique(np.sort(np.stack([chosen, rejected], axis=1), axis=1), axis=0)
+    if len(pairs) > rank and raters_per_pair(chosen, rejected, user) >= max(rank, 2):
         weights = _from_shared_pairs(z, chosen, rejected, user, n_users, rank)
     else:
         weights = _from_user_means(difference, user, n_users, rank)
     spread = np.std(difference @ weights.T, axis=0)
-    return np.asarray(weights / np.maximum(spread, 1e-12)[:, None], np.float64)
+    telling = spread > 1e-6 * np.linalg.norm(weights, axis=1) * np.sqrt(np.mean(difference**2))
+    return np.asarray(weights[telling] / spread[telling, None], np.float64)
 
 
 def _from_user_means(difference: Floats, user: Ints, n_users: int, rank: int) -> Floats:
@@ -88,8 +91,10 @@ def _from_shared_pairs(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_us
 
 
 def _soft_impute(said: csr_array, rank: int) -> Floats:
-    """Pair factors (pairs, rank) of the completed matrix; the threshold is the first singular value left out."""
+    """Pair factors (pairs, rank) of the completed matrix; the threshold is half the smallest singular value kept at first."""
     rows, columns = said.nonzero()
+    if not len(rows):  # all agree on every pair
+        return np.zeros((said.shape[1], rank))
     values = np.asarray(said[rows, columns], np.float64)
     u, s, vt = np.zeros((said.shape[0], 1)), np.zeros(1), np.zeros((1, said.shape[1]))
     threshold: float | None = None
@@ -115,8 +120,8 @@ def _svds(residual: csr_array, left: Floats, right: Floats, rank: int) -> tuple[
         rmatvec=lambda x: residual.T @ x + right.T @ (left.T @ x),
         dtype=np.float64,
     )
-    # A fixed start vector: ARPACK's own is random.
-    u, s, vt = svds(operator, k=rank, v0=np.ones(min(residual.shape)))
+    # A fixed start vector: ARPACK's own is random. Not ones: the residual's columns sum to zero.
+    u, s, vt = svds(operator, k=rank, v0=np.random.default_rng(0).standard_normal(min(residual.shape)))
     order = np.argsort(s)[::-1]
     return u[:, order], s[order], _signed(vt[order])
 

@@ -7,6 +7,7 @@ figures). No pickle anywhere. Loading and asking need no encoder; only texts not
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -127,7 +128,7 @@ class RewardModel:
     encoder: Encoder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        numbers = self.known.prompt_numbers()
+        self.prompt_number = numbers = self.known.prompt_numbers()
         self._row_of = {
             (as_text(prompt), as_text(completion)): row
             for row, (prompt, completion) in enumerate(zip(self.known.prompts, self.known.completions, strict=True))
@@ -156,12 +157,21 @@ class RewardModel:
         """J, the number of base rewards."""
         return len(self.weights)
 
-    @property
+    def row_of(self, prompt: Text, completion: Text) -> int | None:
+        """Where an answer stands among the known ones; None if it is not known."""
+        return self._row_of.get((as_text(prompt), as_text(completion)))
+
+    def rows_of(self, prompt: Text) -> list[int]:
+        """Where the known answers to a prompt stand."""
+        return self._rows_of_prompt.get(as_text(prompt), [])
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with anything that a posterior depends on."""
         digest = sha256(self.encoder_revision.encode())
-        for array in (self.offset, self.weights, self.prior.mean, self.prior.cov):
+        for array in (self.offset, self.weights, self.prior.mean, self.prior.cov, self.known.phi):
             digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(repr(list(self._row_of.items())).encode())
         scale = self.ratings
         digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
         return digest.hexdigest()[:16]
@@ -210,32 +220,37 @@ class RewardModel:
         """What is known of somebody who said nothing yet: the population prior."""
         return self.prior
 
-    def observations(self, evidence: Sequence[Record]) -> Observations:
-        """Comparisons and ratings of one person as rows for the posterior.
+    def observations(
+        self, evidence: Sequence[Comparison | Rating], user: Ints | None = None, n_users: int = 1
+    ) -> Observations:
+        """Comparisons and ratings as rows for the posterior, in the order given within each person.
 
-        The last column is the person's generosity b_u: 1 in ratings, 0 in comparisons. Replies carry no row
-        here: their satisfaction enters as a rating once a scorer has read it.
+        The last column is the person's generosity b_u: 1 in ratings, 0 in comparisons.
+
+        Args:
+            evidence: N records.
+            user: (N,) whose each is, 0 to n_users − 1; all of one person by default.
+            n_users: U.
         """
-        comparisons = [record for record in evidence if isinstance(record, Comparison)]
-        ratings = [record for record in evidence if isinstance(record, Rating)]
-        prompts = [r.prompt for r in comparisons]
-        chosen = self.phi(prompts, [r.chosen for r in comparisons])
-        rejected = self.phi(prompts, [r.rejected for r in comparisons])
-        rated = self.phi([r.prompt for r in ratings], [r.completion for r in ratings])
-        centre = np.array([self._centre(r.prompt) for r in ratings]).reshape(-1, self.n_rewards)
-        v = np.concatenate([chosen - rejected, self.ratings.slope * (rated - centre)])
-        is_rating = np.arange(len(v)) >= len(comparisons)
+        first = [r.chosen if isinstance(r, Comparison) else r.completion for r in evidence]
+        prompts = [r.prompt for r in evidence]
+        is_rating = np.array([isinstance(r, Rating) for r in evidence], bool)
+        v = self.phi(prompts, first)  # (N, J)
+        compared = [r for r in evidence if isinstance(r, Comparison)]
+        v[~is_rating] -= self.phi([r.prompt for r in compared], [r.rejected for r in compared])
+        for i in np.flatnonzero(is_rating):
+            v[i] = self.ratings.slope * (v[i] - self._centre(prompts[i]))
         return Observations.of(
             np.column_stack([v, is_rating]),
-            np.zeros(len(v), np.int64),
-            n_users=1,
-            label=np.array([r.strength for r in comparisons] + [r.score for r in ratings]),
+            np.zeros(len(v), np.int64) if user is None else user,
+            n_users,
+            label=np.array([r.strength if isinstance(r, Comparison) else r.score for r in evidence]),
             weight=np.where(is_rating, self.ratings.weight, 1.0),
         )
 
     def _centre(self, prompt: Text) -> Floats:
         """φ̄(x): mean over known answers to the prompt where there are two or more, else over all."""
-        rows = self._rows_of_prompt.get(as_text(prompt), [])
+        rows = self.rows_of(prompt)
         return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0), np.float64)
 
     @property
@@ -250,14 +265,15 @@ class RewardModel:
         """What is known of a person's weights: a function of what they said, and of the model's fingerprint.
 
         Args:
-            evidence: comparisons and ratings of one person.
+            evidence: what one person said. Replies say nothing here until a scorer has read them.
 
         Returns:
             Gaussian with mean (J,) and cov (J, J); the prior for no evidence.
         """
-        if not any(isinstance(record, Comparison | Rating) for record in evidence):
+        said = [record for record in evidence if isinstance(record, Comparison | Rating)]
+        if not said:
             return self.prior
-        belief = laplace_posterior(self.observations(evidence), self.prior_with_generosity, self.lapse)[0]
+        belief = laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)[0]
         return Gaussian(belief.mean[:-1], belief.cov[:-1, :-1])
 
     def reward(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> Floats:

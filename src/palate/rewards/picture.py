@@ -27,6 +27,7 @@ def draw_taste(styles: Sequence[StyleTaste], path: str | Path, *, title: str) ->
         MissingExtraError: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot") from error
@@ -54,13 +55,22 @@ def draw_taste(styles: Sequence[StyleTaste], path: str | Path, *, title: str) ->
     axes.set_xlabel("reward of one standard deviation more, in logits")
     axes.set_title(title, loc="left", fontsize=13, color=_INK)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    base = Path(path).with_suffix("")
-    files = [base.with_suffix(".svg"), base.with_suffix(".png")]
+    base = Path(path)
+    if base.suffix in (".svg", ".png"):
+        base = base.with_suffix("")
+    files = [base.with_name(base.name + ending) for ending in (".svg", ".png")]
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            # No date inside: the same taste gives the same file.
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        # No date and no random names inside: the same taste gives the same file.
+        with rc_context({"svg.hashsalt": "palate"}):
+            for file in files:
+                figure.savefig(
+                    file,
+                    dpi=150,
+                    bbox_inches="tight",
+                    pad_inches=0.15,
+                    metadata={"Date": None} if file.suffix == ".svg" else None,
+                )
     except OSError as error:
         raise InputError(
             f"Cannot write the picture {str(base)!r}: {(error.strerror or str(error)).lower()}; name another folder"

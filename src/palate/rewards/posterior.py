@@ -187,7 +187,7 @@ def laplace_posterior(
         >>> prior = Gaussian(np.zeros(2), np.eye(2))
         >>> said = Observations.of(np.array([[1.0, 0.0], [2.0, 0.0]]), np.array([0, 0]), n_users=1)
         >>> laplace_posterior(said, prior).mean.round(3)
-        array([[0.741, 0.   ]])
+        array([[0.715, 0.   ]])
     """
     precision = np.linalg.inv(prior.cov)
     scale = np.sqrt(np.diag(prior.cov))
@@ -206,7 +206,7 @@ def laplace_posterior(
     hessian = observations.outer_by_user(curvature) + precision
     for _ in range(max_steps):
         gradient = observations.sum_by_user(slope[:, None] * v) + (lam - prior.mean) @ precision
-        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        step = np.asarray(np.linalg.solve(hessian, gradient[..., None])[..., 0], np.float64)
         if np.max(np.abs(step) / scale, initial=0.0) <= tolerance:
             break
         lam, value, slope, curvature = _descend(objective, lam, step, value)
@@ -245,7 +245,7 @@ def predict(belief: Gaussian, v: Floats, lapse: float = 0.0) -> Floats:
 
     Example:
         >>> predict(Gaussian(np.array([1.0]), np.array([[4.0]])), np.array([[1.0], [-1.0]])).round(3)
-        array([0.65, 0.35])
+        array([0.651, 0.349])
     """
     mean, variance = belief.of(v)
     return choice_probability(mean / np.sqrt(1 + np.pi * variance / 8), lapse)

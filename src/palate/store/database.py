@@ -66,9 +66,7 @@ class Database:
         except (ArgumentError, ValueError) as error:
             # Only its beginning is repeated: a URL may hold a password.
             scheme = url.partition("://")[0]
-            raise StoreError(
-                f"Invalid database URL: {scheme!r}; give one such as 'sqlite:///palate.db'"
-            ) from error
+            raise StoreError(f"Invalid database URL: {scheme!r}; give one such as 'sqlite:///palate.db'") from error
         except ModuleNotFoundError as error:
             raise StoreError(
                 f"The database driver {error.name!r} is not installed; install it, or use SQLite"

@@ -109,8 +109,7 @@ class Store:
         """
         if not 1 <= len(external_id) <= t.MAX_EXTERNAL_ID:
             raise InputError(
-                f"Invalid user id: {external_id!r} has {len(external_id)} characters; "
-                f"give 1 to {t.MAX_EXTERNAL_ID}"
+                f"Invalid user id: {external_id!r} has {len(external_id)} characters; give 1 to {t.MAX_EXTERNAL_ID}"
             )
         if known := self.user(external_id, tenant):
             return known
@@ -118,9 +117,7 @@ class Store:
             tenant_id = db.scalar(sa.select(t.tenant.c.id).where(t.tenant.c.name == tenant))
             if tenant_id is None:
                 raise InputError(f"Unknown tenant: {tenant!r}; make it with Store.ensure_tenant first")
-            rows.insert_if_absent(
-                db, t.user, tenant_id=tenant_id, external_id=external_id, created_at=rows.now()
-            )
+            rows.insert_if_absent(db, t.user, tenant_id=tenant_id, external_id=external_id, created_at=rows.now())
             made = rows.find_user(db, external_id, tenant)
         assert made is not None
         return made
@@ -163,9 +160,7 @@ class Store:
 
     # Evidence
 
-    def append(
-        self, user: User, record: Record, *, evidence_id: str | None = None, query_id: str | None = None
-    ) -> str:
+    def append(self, user: User, record: Record, *, evidence_id: str | None = None, query_id: str | None = None) -> str:
         """Add to a user's evidence.
 
         Args:
@@ -317,9 +312,7 @@ class Store:
 
     # Models and posteriors
 
-    def register_model(
-        self, fingerprint: str, *, path: str, encoder: str, encoder_revision: str, rank: int
-    ) -> None:
+    def register_model(self, fingerprint: str, *, path: str, encoder: str, encoder_revision: str, rank: int) -> None:
         """Make a reward model known, or note that it has moved to another path."""
         values = {
             "encoder": encoder,

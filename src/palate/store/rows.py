@@ -36,9 +36,7 @@ def insert_if_absent(db: Connection, table: sa.Table, **values: object) -> None:
 
 def find_user(db: Connection, external_id: str, tenant: str) -> User | None:
     """The tenant's user of that name."""
-    row = db.execute(
-        people.where(t.user.c.external_id == external_id, t.tenant.c.name == tenant)
-    ).one_or_none()
+    row = db.execute(people.where(t.user.c.external_id == external_id, t.tenant.c.name == tenant)).one_or_none()
     return None if row is None else to_user(row)
 
 
@@ -73,9 +71,7 @@ def query(db: Connection, query_id: str) -> StoredQuery:
     return to_query(db.execute(sa.select(t.query).where(t.query.c.id == query_id)).one())
 
 
-def append(
-    db: Connection, person: sa.Row[Any], record: Record, evidence_id: str, query_id: str | None
-) -> str:
+def append(db: Connection, person: sa.Row[Any], record: Record, evidence_id: str, query_id: str | None) -> str:
     """Add evidence of the locked `person`, unless it is there already."""
     kind = _KINDS[type(record)]
     payload = record.model_dump(mode="json", exclude_none=True, exclude={"user_id", "created_at"})

@@ -1,0 +1,37 @@
+"""One person asked question after question, as a server does it: what `learning_curve` does for many at once."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior
+from palate.rewards.queries import choose, expected_information
+
+
+def interview(prior: Gaussian, lapse: float, v: Floats, prompt: Ints, label: Floats) -> Iterator[tuple[Gaussian, int]]:
+    """Ask what tells the most, learn from the answer, and so on until the pool is empty.
+
+    The work from one answer to the next question is done between two items.
+
+    Args:
+        prior: belief before any answer, mean (J,).
+        lapse: ε.
+        v: (M, J) differences of the pairs that may be asked.
+        prompt: (M,) number of each pair's prompt.
+        label: (M,) what the person says to each: probability that the first is better.
+
+    Yields:
+        (belief after t answers, row of the next question) for t = 0, 1, …; −1 once every pair was asked.
+    """
+    available = np.ones(len(v), dtype=np.bool_)
+    asked = np.empty(0, np.int64)
+    belief, last = prior, np.array(-1)
+    while True:
+        question = int(choose(expected_information(belief, v, lapse), available, prompt, last))
+        yield belief, question
+        if question < 0:
+            return
+        available[question], last = False, prompt[question]
+        asked = np.append(asked, question)
+        said = Observations.of(v[asked], np.zeros(len(asked), np.int64), 1, label[asked])
+        belief = laplace_posterior(said, prior, lapse)[0]

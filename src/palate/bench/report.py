@@ -1,0 +1,216 @@
+"""What a benchmark leaves behind: figures as JSON, a table, and a picture."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from palate.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _GRID = "#292524", "#e7e5e4"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in a picture, from figures called `{key}.{x}`, `{key}.{x}.low` and `{key}.{x}.high`.
+
+    Args:
+        key: such as ``"auc.bald"``; a figure called just that is drawn level over all x.
+        label: in a few words, at the line's end.
+        colour: of the line and its interval.
+    """
+
+    key: str
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Lines over the same counts.
+
+    Args:
+        title: above.
+        x_label: under the counts.
+        y_label: of the figures.
+        x: the counts, ascending.
+        lines: the methods.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    x: Sequence[int]
+    lines: Sequence[Line] = field(default_factory=list)
+
+
+def machine() -> str:
+    """The machine in words, without its name.
+
+    Example:
+        >>> " cores, " in machine() and "Python 3" in machine()
+        True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        torch = f"PyTorch {version('torch')}"
+    except PackageNotFoundError:
+        torch = "no PyTorch"
+    return f"{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}, {torch}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(
+    name: str,
+    command: str,
+    figures: Mapping[str, float],
+    seconds: float,
+    output: str | Path,
+    *,
+    table: str,
+    picture: Picture,
+) -> list[Path]:
+    """Write NAME.json, NAME.md, NAME.svg and NAME.png; each appears whole or not at all.
+
+    Args:
+        name: of the benchmark.
+        command: that measured it, as typed.
+        figures: flat, by name.
+        seconds: that it took.
+        output: folder, made where it is missing.
+        table: the figures for reading, in Markdown.
+        picture: what to draw of them.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: the folder cannot be written.
+        MissingExtraError: matplotlib is not installed; JSON and table are written before.
+    """
+    folder, on = Path(output), machine()
+    record = {"command": command, "machine": on, "seconds": round(seconds, 1), "figures": dict(figures)}
+    page = f"{table}\n![{picture.title}]({name}.svg)\n\n`{command}`, {seconds:.0f} s on {on}.\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [
+            _replace(folder / f"{name}.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()),
+            _replace(folder / f"{name}.md", page.encode()),
+        ]
+        return written + [_replace(folder / f"{name}.{kind}", draw(picture, figures, kind)) for kind in ("svg", "png")]
+    except OSError as error:
+        raise InputError(
+            f"Cannot write figures to {str(folder)!r}: {(error.strerror or str(error)).lower()}; name another folder"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column left-aligned and the others right, padded so that it reads as plain text too.
+
+    Example:
+        >>> print(markdown(["answers", "0"], [["bald", "0.66"]]), end="")
+        | answers |    0 |
+        | :------ | ---: |
+        | bald    | 0.66 |
+    """
+    widths = [max(4, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return "| " + " | ".join(padded) + " |\n"
+
+    return line(header) + line(rule) + "".join(line(row) for row in rows)
+
+
+def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
+    """The picture as `svg` or `png`; the same figures give the same file.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    from io import BytesIO
+
+    out = BytesIO()
+    with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        # Each further answer tells less than the one before.
+        axes.set_xscale("function", functions=(np.log1p, np.expm1))
+        axes.set_xticks(list(picture.x), [str(x) for x in picture.x], minor=False)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, colors=_INK)
+        axes.tick_params(axis="x", length=3)
+        axes.set_xlabel(picture.x_label)
+        axes.set_title(f"{picture.title}\n", loc="left", fontsize=13)
+        axes.text(0, 1.02, picture.y_label, transform=axes.transAxes, color="#57534e")
+        ends = [_draw_line(axes, line, picture.x, figures) for line in picture.lines]
+        _label(axes, picture, ends)
+        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()
+
+
+def _draw_line(axes: "Axes", line: Line, x: Sequence[int], figures: Mapping[str, float]) -> float:
+    """Draw one line with its interval; where it ends."""
+    level = line.key in figures
+    keys = {at: line.key if level else f"{line.key}.{at}" for at in x}
+    at = [place for place, key in keys.items() if key in figures]
+    value, low, high = ([figures[keys[place] + suffix] for place in at] for suffix in ("", ".low", ".high"))
+    axes.fill_between(at, low, high, color=line.colour, alpha=0.16, linewidth=0)
+    axes.plot(at, value, color=line.colour, linewidth=2, marker=None if level else "o", markersize=4.5)
+    return value[-1]
+
+
+def _label(axes: "Axes", picture: Picture, ends: Sequence[float]) -> None:
+    """Put each label at its line's end, no two closer than a line of text."""
+    bottom, top = axes.get_ylim()
+    gap = 0.062 * (top - bottom)
+    order = np.argsort(ends)
+    place = np.array(ends)[order]
+    for i in range(1, len(place)):
+        place[i] = max(place[i], place[i - 1] + gap)
+    for i, y in zip(order, place, strict=True):
+        line = picture.lines[i]
+        axes.annotate(
+            line.label,
+            xy=(picture.x[-1], y),
+            xytext=(9, 0),
+            textcoords="offset points",
+            color=line.colour,
+            va="center",
+            annotation_clip=False,
+        )

@@ -1,0 +1,72 @@
+"""The commands together, and what becomes of errors: one clear line, and an exit status."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from palate import __version__
+from palate.cli import bench, demo, models, people
+from palate.errors import PalateError
+
+app = typer.Typer(
+    name="palate",
+    help="Learn what each person likes in a language model's answers, from about ten choices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"palate {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+app.command()(demo.demo)
+app.command()(models.check)
+app.command()(models.fit)
+app.command()(models.evaluate)
+app.command()(people.onboard)
+app.command()(people.rank)
+app.command()(people.explain)
+app.command()(bench.bench)
+
+
+def main() -> None:
+    """Run the command line; exit 0 when done, 1 with one line on standard error when failed, 2 on wrong usage."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        # Anywhere on the line: it is thought of after the command failed.
+        app([argument for argument in arguments if argument != "--debug"])
+    except PalateError as error:
+        _fail(str(error), debug)
+    except KeyboardInterrupt:
+        _fail("Interrupted; nothing half-done was written", debug)
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does. Python must not flush into the void at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        _fail(f"Unexpected {type(error).__name__}: {error}; run again with --debug for where it happened", debug)
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        raise  # called while an error is being handled
+    print(f"palate: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,109 @@
+"""What the commands share: their common options, progress bars, and output for people or for programs."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from palate.feedback import Feedback, Text
+
+FilesArgument = Annotated[
+    list[str], typer.Argument(metavar="FEEDBACK...", help="JSON Lines, Parquet, or a Hugging Face dataset.")
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A reward model's folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+SkipOption = Annotated[bool, typer.Option("--skip-bad-lines", help="Count bad lines and go on, instead of stopping.")]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Where answers are kept; else the environment's PALATE_DATABASE, else sqlite:///palate.db.",
+        show_default=False,
+    ),
+]
+StrategyOption = Annotated[
+    str, typer.Option(help="How questions are chosen: bald, d-optimal, variance, thompson or random.")
+]
+
+Stage = Callable[[str, int, int], None]
+
+
+def stdout() -> "Console":
+    """For people; plain where standard output is no terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def stderr() -> "Console":
+    """For questions and notes that must not mix with the output."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def print_json(value: object) -> None:
+    """One object on standard output."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def progress() -> Iterator[Stage]:
+    """A bar for each stage on standard error, when that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    tasks = {}
+
+    def told(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with bars:
+        yield told
+
+
+def read(paths: list[str], skip_bad_lines: bool) -> "Feedback":
+    """Read feedback files; bad lines that were skipped are counted on standard error."""
+    from palate.feedback import read_feedback
+
+    feedback = read_feedback(paths, skip_bad_lines=skip_bad_lines)
+    if feedback.bad_lines:
+        note(f"{len(feedback.bad_lines)} bad lines left out; the first: {feedback.bad_lines[0]}")
+    return feedback
+
+
+def note(message: str) -> None:
+    """A line on standard error for what must not go on silently."""
+    print(f"palate: {message}", file=sys.stderr)
+
+
+def plain(text: "Text") -> str:
+    """A text for a terminal: control characters that could move the cursor or recolour are shown as ␛-like marks."""
+    from palate.feedback import as_text
+
+    return "".join(
+        chr(0x2400 + ord(c))
+        if ord(c) < 32 and c not in "\n\t"
+        else "\N{REPLACEMENT CHARACTER}"
+        if 127 <= ord(c) < 160
+        else c
+        for c in as_text(text)
+    )

@@ -1,0 +1,162 @@
+"""The command that shows it all: learn from the bundled people, ask ten questions, rank unseen answers."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from palate.cli.common import JsonOption, SeedOption, plain, print_json, progress, stderr, stdout
+from palate.cli.people import Asking, as_object, ask, register, show
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from palate.bench.people import Person
+    from palate.data import Answer
+    from palate.rewards import Gaussian, RewardModel
+    from palate.rewards.posterior import Ints
+    from palate.store import Choice, StoredQuery
+
+QUESTIONS = 10
+YOU = "you"
+# Prompts that the bundled people never chose on: what is ranked in the end was never seen.
+UNSEEN = ("p4", "p5")
+
+
+def demo(
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLES",
+            help="Let a simulated person with this taste answer, such as concise,humorous (the default where "
+            "there is no terminal). They never slip.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the model, the answers and the picture go.")
+    ] = Path("palate-demo"),
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn from 112 bundled people, ask you ten questions, show your taste, and rank unseen answers your way."""
+    from palate.bench.people import Person, parse_kind
+    from palate.rewards import explain
+    from palate.rewards.picture import draw_taste
+    from palate.store import Store
+    from palate.store.beliefs import posterior_of
+
+    if simulate is None and not sys.stdin.isatty():
+        simulate = "concise,humorous"
+    person = Person(parse_kind(simulate)) if simulate is not None else None
+    console = stderr() if as_json else stdout()
+    started = time.perf_counter()
+    model = _learn(person, seed)
+    model.save(output / "model")
+    f = model.figures
+    console.print(
+        f"Learned {model.n_rewards} base rewards from {f['comparisons']:,.0f} choices of {f['users']:.0f} bundled "
+        f"people in {time.perf_counter() - started:.0f} s."
+    )
+    with Store.open(f"sqlite:///{output / 'palate.db'}") as store:
+        register(store, model, output / "model")
+        user = store.ensure_user(YOU if person is None else person.name)
+        if person is not None:
+            # A simulated person is new every time; a real one goes on where they stopped.
+            store.forget(user)
+            user = store.ensure_user(person.name)
+        asking = Asking(store, model, user, "bald", seed)
+        if person is None:
+            console.print(f"\nNow {QUESTIONS} questions, chosen for you. There is no wrong answer.")
+            asking.run(QUESTIONS, 0.0, lambda query, at: ask(console, query, at, QUESTIONS))
+        else:
+            console.print(f"\nA simulated person who likes {' and '.join(person.kind)} answers is asked:")
+            asking.run(QUESTIONS, 0.0, lambda query, at: _answer(console, person, query, at))
+        belief = posterior_of(store, model, user)
+    told = explain(model, belief)
+    console.print()
+    show(console, told, axes=0)
+    title = "What you like" if person is None else f"Learned of someone who likes {' and '.join(person.kind)} answers"
+    files = draw_taste(told.styles, output / "taste", title=title)
+    console.print(f"\nThe picture: {files[0]} and {files[1].name}", markup=False)
+    result = {"simulated": person.name if person else None, **as_object(told), "pictures": [str(p) for p in files]}
+    result |= _unseen(console, model, belief, person)
+    if person is None:
+        console.print(
+            f"\nGo on: palate onboard {output / 'model'} --user {YOU} --database sqlite:///{output}/palate.db"
+        )
+    if as_json:
+        print_json({**result, "seconds": round(time.perf_counter() - started, 3)})
+
+
+def _learn(person: "Person | None", seed: int) -> "RewardModel":
+    """Fit on the bundled people, but for those who share the simulated person's taste: that would be too easy."""
+    from palate.data import load_people
+    from palate.encoders import load_encoder
+    from palate.feedback import Feedback
+    from palate.rewards import fit
+
+    rows = [row for row in load_people() if person is None or row.kind != person.name]
+    with progress() as told:
+        return fit(Feedback(comparisons=rows), load_encoder(), seed=seed, progress=told)
+
+
+def _answer(console: "Console", person: "Person", query: "StoredQuery", number: int) -> "Choice":
+    """What the simulated person would choose."""
+    from palate.data import load_answers
+
+    answers = {(a.prompt, a.text): a for a in load_answers()}
+    shown = [answers[str(query.prompt), str(text)] for text in (query.response_a, query.response_b)]
+    a, b = person.reward(shown)
+    choice: Choice = "tie" if a == b else "a" if a > b else "b"
+    console.print(f"  {number:2}. {_line(query.prompt, 60)}  →  {choice}", markup=False)
+    return choice
+
+
+def _unseen(console: "Console", model: "RewardModel", belief: "Gaussian", person: "Person | None") -> dict[str, object]:
+    """Rank answers to prompts that nobody was asked about, before and after what was learned."""
+    import numpy as np
+
+    from palate.data import load_answers
+    from palate.rewards.explain import best_rows
+
+    answers = [a for a in load_answers() if a.prompt_id.startswith(UNSEEN)]
+    with progress() as told:
+        phi = model.phi(
+            [a.prompt for a in answers],
+            [a.text for a in answers],
+            progress=lambda done, total: told("Reading unseen answers", done, total),
+        )
+    number = np.unique([a.prompt_id for a in answers], return_inverse=True)[1]
+    before, after = (best_rows(phi @ mean, number) for mean in (model.prior.mean, belief.mean))
+    result: dict[str, object] = {"unseen_prompts": len(before)}
+    if person is not None:
+        liked = person.reward(answers)
+        best = liked[best_rows(liked, number)]
+        hits = [int(np.sum(liked[picks] == best)) for picks in (before, after)]
+        result |= {"picked_before": hits[0], "picked_after": hits[1]}
+        console.print(
+            f"\nOf {len(before)} unseen prompts with 14 answers each, Palate picks an answer that this person likes "
+            f"best\n  before any answer:    {hits[0]:2}\n  after {QUESTIONS} answers:     {hits[1]:2}"
+        )
+    _show_changed(console, answers, before, after)
+    return result
+
+
+def _show_changed(console: "Console", answers: list["Answer"], before: "Ints", after: "Ints", at_most: int = 2) -> None:
+    """Show what this person is given where people in general are given something else."""
+    from rich.text import Text
+
+    for generic, own in [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]][:at_most]:
+        console.print("\nAsked", Text(answers[own].prompt, style="cyan"))
+        console.print("people in general are given")
+        console.print(Text("  " + _line(answers[generic].text, 300), style="dim"))
+        console.print("and this person is given")
+        console.print(Text("  " + _line(answers[own].text, 300), style="green"))
+
+
+def _line(text: object, length: int) -> str:
+    line = " ".join(plain(str(text)).split())
+    return line if len(line) <= length else line[: length - 1] + "…"

@@ -1,0 +1,130 @@
+"""Commands on reward models: check the data, fit, evaluate."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palate.cli.common import (
+    FilesArgument,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    SkipOption,
+    StrategyOption,
+    note,
+    print_json,
+    progress,
+    read,
+    stdout,
+)
+
+
+def check(feedback: FilesArgument, as_json: JsonOption = False) -> None:
+    """The data doctor: what in feedback would mislead a fit, and what to do about it."""
+    from palate.doctor import diagnose
+    from palate.feedback import read_feedback
+
+    said = read_feedback(feedback, skip_bad_lines=True)
+    findings = diagnose(said)
+    counts = {"comparisons": len(said.comparisons), "ratings": len(said.ratings), "replies": len(said.replies)}
+    if as_json:
+        rows = [{"code": f.code, "severity": f.severity, "message": f.message, "count": f.count} for f in findings]
+        print_json({**counts, "bad_lines": len(said.bad_lines), "findings": rows})
+        return
+    console = stdout()
+    console.print(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    colours = {"problem": "red", "warning": "yellow", "note": "cyan"}
+    for finding in findings:
+        console.print(f"[{colours[finding.severity]}]{finding.severity}[/] {finding.code}: ", end="")
+        console.print(finding.message, markup=False)
+    if not findings:
+        console.print("Nothing to object to.")
+
+
+def fit(
+    feedback: FilesArgument,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the reward model to.")],
+    rank: Annotated[int, typer.Option(help="How many base rewards, 1 to 64.")] = 12,
+    encoder: Annotated[str, typer.Option(help="Sentence encoder: a folder, or a model's name.")] = "all-MiniLM-L6-v2",
+    skip_bad_lines: SkipOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn base rewards and the population prior from people's comparisons."""
+    from palate.encoders import load_encoder
+    from palate.rewards import fit as fit_model
+
+    started = time.perf_counter()
+    said = read(feedback, skip_bad_lines)
+    if unused := len(said.ratings) + len(said.replies):
+        note(f"{unused:,} ratings and replies are not fitted on; comparisons are")
+    with progress() as told:
+        model = fit_model(said, load_encoder(encoder), rank=rank, seed=seed, progress=told)
+    model.save(output)
+    seconds = time.perf_counter() - started
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "fingerprint": model.fingerprint,
+                "rank": model.n_rewards,
+                "unused": unused,
+                "bad_lines": len(said.bad_lines),
+                "figures": model.figures,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    f = model.figures
+    console = stdout()
+    console.print(
+        f"{model.n_rewards} base rewards from {f['comparisons']:,.0f} comparisons of {f['users']:,.0f} people, "
+        f"in {seconds:.0f} s"
+    )
+    measured = [f"{f[key]:.2f} after {t} answers" for t in (0, 5, 10) if (key := f"held_out_auc.{t}") in f]
+    if measured:
+        console.print("AUC for people and prompts left out, questions at random: " + ", ".join(measured))
+    console.print(f"Written to {output}", markup=False)
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = [-1]
+    if counts[0] < 0:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers of answers; write it like 0,5,10,20")
+    return counts
+
+
+def evaluate(
+    model: ModelArgument,
+    feedback: FilesArgument,
+    answers: Annotated[str, typer.Option(help="Numbers of answers, by comma.")] = "0,5,10,20",
+    query_strategy: StrategyOption = "bald",
+    skip_bad_lines: SkipOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure on new people: answers come from their `adapt` rows, figures from their `test` rows."""
+    from palate.rewards import RewardModel
+    from palate.rewards.evaluation import evaluate as measure
+
+    counts = _counts(answers)
+    reward_model = RewardModel.load(model)
+    said = read(feedback, skip_bad_lines)
+    with progress() as told:
+        result = measure(reward_model, said, counts, query_strategy, seed=seed, progress=told)
+    if as_json:
+        print_json(result)
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{result['users']} people, {result['comparisons']:,} test pairs, strategy {query_strategy}")
+    for name in ("answers", "AUC", "accuracy", "log loss", "ECE"):
+        table.add_column(name, justify="right")
+    for t in map(str, counts):
+        table.add_row(t, *(f"{result[name][t]:.3f}" for name in ("auc", "accuracy", "log_loss", "ece")))
+    stdout().print(table)

@@ -1,0 +1,321 @@
+"""Commands on one person: ask them, rank for them, explain them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from palate.cli.common import (
+    DatabaseOption,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    StrategyOption,
+    note,
+    plain,
+    print_json,
+    stderr,
+    stdout,
+)
+from palate.errors import FeedbackError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from palate.feedback import Text
+    from palate.rewards import Explanation, Gaussian, RewardModel
+    from palate.store import Choice, Store, StoredQuery, User
+
+UserOption = Annotated[str, typer.Option(metavar="U", help="Who; any name of up to 256 characters.")]
+
+KEYS = {"a": "a", "b": "b", "t": "tie", "s": "skip"}
+
+
+def onboard(
+    model: ModelArgument,
+    user: UserOption,
+    questions: Annotated[int, typer.Option(min=1, help="How many answers to ask for.")] = 10,
+    stop_below: Annotated[
+        float, typer.Option(min=0, help="Stop once a question is expected to tell less than this, in nats.")
+    ] = 0.01,
+    query_strategy: StrategyOption = "bald",
+    database: DatabaseOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a person which answers they prefer; goes on where it stopped.
+
+    Answer a or b, t where both are alike, s to skip, q to stop for now. Each answer is on disk before the next
+    question is shown.
+    """
+    from palate.rewards import RewardModel, explain
+    from palate.store import Store
+    from palate.store.beliefs import posterior_of
+
+    reward_model = RewardModel.load(model)
+    with Store.open(database) as store:
+        register(store, reward_model, model)
+        person = store.ensure_user(user)
+        console = stderr() if as_json else stdout()
+        asking = Asking(store, reward_model, person, query_strategy, seed)
+        answered = asking.run(questions, stop_below, lambda query, at: ask(console, query, at, questions))
+        told = explain(reward_model, posterior_of(store, reward_model, person))
+    if as_json:
+        print_json({"user": user, "answered": answered, "done": asking.done, **as_object(told)})
+        return
+    console.print(f"\n[bold]{told.words}[/]")
+    if not asking.done:
+        console.print(f"{answered} of {questions} answered; the same command goes on from here.")
+
+
+class Asking:
+    """Questions to one stored person, one at a time: what is answered is kept before the next is chosen."""
+
+    def __init__(self, store: "Store", model: "RewardModel", user: "User", query_strategy: str, seed: int) -> None:
+        self.store, self.model, self.user = store, model, user
+        self.query_strategy, self.seed = query_strategy, seed
+        self.done = False
+
+    def run(self, questions: int, stop_below: float, answer: Callable[["StoredQuery", int], "Choice | None"]) -> int:
+        """Ask until so many answers are there, the next would tell too little, or `answer` gives None.
+
+        Returns:
+            How many answers there are, earlier ones included; skipped questions are none.
+        """
+        while True:
+            asked = self.store.queries(self.user, self.model.fingerprint)
+            answered = sum(query.choice in ("a", "b", "tie") for query in asked)
+            if answered >= questions:
+                self.done = True
+                return answered
+            query = self._next(asked, stop_below)
+            if query is None:
+                self.done = True
+                return answered
+            choice = answer(query, answered + 1)
+            if choice is None:
+                return answered
+            self.store.answer(query.id, choice)
+
+    def _next(self, asked: list["StoredQuery"], stop_below: float) -> "StoredQuery | None":
+        import numpy as np
+
+        from palate.rewards.elicitation import next_query, pairs_in
+        from palate.store.beliefs import posterior_of
+
+        if asked and asked[-1].choice is None:
+            return asked[-1]
+        evidence = [said.record for said in self.store.evidence(self.user)]
+        done = pairs_in(self.model, evidence) + [frozenset(query.pool_index) for query in asked if query.pool_index]
+        query = next_query(
+            self.model,
+            posterior_of(self.store, self.model, self.user),
+            asked=done,
+            last_prompt=asked[-1].prompt if asked else None,
+            query_strategy=self.query_strategy,
+            # Sides and draws differ from question to question, and are the same when asked again.
+            rng=np.random.default_rng([self.seed, self.user.id, len(asked)]),
+        )
+        if query is None or query.expected_information < stop_below:
+            return None
+        return self.store.ask(
+            self.user,
+            self.model.fingerprint,
+            prompt=query.prompt,
+            response_a=query.response_a,
+            response_b=query.response_b,
+            expected_information=query.expected_information,
+            strategy=self.query_strategy,
+            pool_index=query.rows,
+        )
+
+
+def register(store: "Store", model: "RewardModel", path: Path) -> None:
+    """Make the model known to the store."""
+    store.register_model(
+        model.fingerprint,
+        path=str(path.resolve()),
+        encoder=model.encoder_name,
+        encoder_revision=model.encoder_revision,
+        rank=model.n_rewards,
+    )
+
+
+def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -> "Choice | None":
+    """Show a question and read the answer; None to stop."""
+    from rich.panel import Panel
+    from rich.text import Text as Styled
+
+    console.print(f"\n[bold]{number} of {questions}[/]  ", Styled(plain(query.prompt), style="bold cyan"), sep="")
+    for side, text in (("A", query.response_a), ("B", query.response_b)):
+        console.print(Panel(Styled(plain(text)), title=side, title_align="left", width=min(console.width, 100)))
+    while True:
+        console.print("Which do you prefer? \\[a/b, t alike, s skip, q stop] ", end="")
+        try:
+            key = input().strip().lower()
+        except EOFError:
+            console.print()
+            return None
+        if key in ("q", "quit"):
+            return None
+        if key in KEYS or key in KEYS.values():
+            return KEYS.get(key, key)  # type: ignore[return-value]
+        console.print("Type a, b, t, s or q, then Enter.")
+
+
+def _belief(store: "Store", model: "RewardModel", path: Path, user: str, database: str | None) -> "Gaussian":
+    from palate.store.beliefs import posterior_of
+
+    person = store.user(user)
+    if person is None:
+        raise InputError(f"User {user!r} is not in the database; ask them first: palate onboard {path} --user {user}")
+    register(store, model, path)
+    return posterior_of(store, model, person)
+
+
+def _candidates(path: Path) -> list["Text"]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from palate.feedback import Text
+
+    kind: TypeAdapter[Text] = TypeAdapter(Text)
+    found: list[Text] = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise FeedbackError(
+            f"Cannot read candidates {str(path)!r}: {reason.lower()}; name a JSON Lines file"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            found.append(kind.validate_python(value["completion"] if isinstance(value, dict) else value))
+        except (ValueError, KeyError, ValidationError) as error:
+            raise FeedbackError(
+                f'{path.name}:{number}: not a candidate; write a JSON string or {{"completion": ...}} on each line'
+            ) from error
+    if not found:
+        raise FeedbackError(f"{path.name} holds no candidates; write one a line as a JSON string")
+    return found
+
+
+def rank(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Option(metavar="P", help="What the candidates answer.")],
+    candidates: Annotated[Path, typer.Option(metavar="FILE", help="One completion a line, as JSON.")],
+    user: Annotated[str | None, typer.Option(metavar="U", help="Whose taste; the population's if left out.")] = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Order candidate answers by a person's taste, best first."""
+    from palate.rewards import RewardModel
+    from palate.store import Store
+
+    texts = _candidates(candidates)
+    reward_model = RewardModel.load(model)
+    belief = reward_model.new_user()
+    if user is not None:
+        with Store.open(database, create=False) as store:
+            belief = _belief(store, reward_model, model, user, database)
+    ranked = reward_model.rank(prompt, texts, belief)
+    if as_json:
+        rows = [
+            {
+                "index": r.index,
+                "completion": r.completion,
+                "reward": r.reward,
+                "deviation": r.deviation,
+                "better_than_next": r.better_than_next,
+            }
+            for r in ranked
+        ]
+        print_json({"user": user, "prompt": prompt, "ranking": rows})
+        return
+    from rich.table import Table
+    from rich.text import Text as Styled
+
+    table = Table(show_lines=True)
+    for name in ("", "reward", "beats the next", "completion"):
+        table.add_column(name)
+    for place, r in enumerate(ranked, 1):
+        sure = f"{r.better_than_next:.0%}" if r.better_than_next is not None else ""
+        table.add_row(str(place), f"{r.reward:+.2f}", sure, Styled(plain(r.completion)))
+    stdout().print(table)
+
+
+def explain(
+    model: ModelArgument,
+    user: UserOption,
+    picture: Annotated[Path | None, typer.Option(metavar="PATH", help="Draw the taste as PATH.svg and .png.")] = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A person's taste in words and numbers, with the answers that show it."""
+    from palate.rewards import RewardModel
+    from palate.rewards import explain as tell
+    from palate.store import Store
+
+    reward_model = RewardModel.load(model)
+    with Store.open(database, create=False) as store:
+        told = tell(reward_model, _belief(store, reward_model, model, user, database))
+    files = []
+    if picture is not None:
+        from palate.rewards.picture import draw_taste
+
+        files = draw_taste(told.styles, picture, title=f"What {user} likes")
+    if as_json:
+        print_json({"user": user, **as_object(told), "pictures": [str(file) for file in files]})
+        return
+    console = stdout()
+    show(console, told)
+    if files:
+        note(f"Drawn as {' and '.join(str(file) for file in files)}")
+
+
+def show(console: "Console", told: "Explanation", axes: int = 3) -> None:
+    """Print an explanation for a person to read."""
+    from rich.table import Table
+
+    console.print(f"[bold]{told.words}[/]")
+    table = Table("style", "liking", "±", "sure", box=None, pad_edge=False)
+    for s in told.styles:
+        row = f"{s.word} rather than {s.low if s.word == s.high else s.high}"
+        table.add_row(row, f"{abs(s.liking):.2f}", f"{s.deviation:.2f}", f"{s.certainty:.0%}")
+    console.print(table)
+    if told.example:
+        from rich.text import Text as Styled
+
+        console.print("\nFor", Styled(plain(told.example.prompt), style="cyan"))
+        console.print(f"they would be given (sure to {told.example.preferred:.0%})")
+        console.print(Styled("  " + plain(told.example.personal), style="green"))
+        console.print("where people in general would be given")
+        console.print(Styled("  " + plain(told.example.generic), style="dim"))
+    for axis in told.axes[:axes]:
+        from rich.text import Text as Styled
+
+        name = ", ".join(axis.words) or "no named style"
+        console.print(f"\nBase reward ({name}), weight {axis.weight:+.2f} ± {axis.deviation:.2f}")
+        for sign, ends in (("+", axis.high), ("−", axis.low)):
+            console.print(Styled(f"  {sign} " + _short(ends[0][1])))
+
+
+def _short(text: "Text", length: int = 160) -> str:
+    line = " ".join(plain(text).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def as_object(told: "Explanation") -> dict[str, object]:
+    """An explanation for programs."""
+    from dataclasses import asdict
+
+    return {
+        "words": told.words,
+        "styles": [{**asdict(s), "word": s.word, "certainty": s.certainty} for s in told.styles],
+        "axes": [asdict(axis) for axis in told.axes],
+        "example": asdict(told.example) if told.example else None,
+    }

@@ -1,0 +1,109 @@
+"""What several tests of the reward model share: an encoder that shows styles plainly, and people with planted tastes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palate.bench.people import parse_kind, simulate
+from palate.data import POLES, load_answers
+from palate.encoders import Progress
+from palate.feedback import Comparison
+from palate.rewards.factorization import Choices
+from palate.rewards.posterior import Floats
+
+ATTRIBUTES = list(dict.fromkeys(attribute for attribute, _ in POLES.values()))
+KINDS = ["concise,humorous", "verbose,formal", "polite,serious", "blunt,engaging", "informal,demure", "concise,polite"]
+
+
+@dataclass
+class PlantedEncoder:
+    """Seven columns with the styles of the bundled answers, one that tells the spoilt, four of noise.
+
+    Any other text gets a hash of its own. No weights, no torch, nothing read from a disk.
+    """
+
+    name: str = "planted"
+    revision: str = "r1"
+    width: int = len(ATTRIBUTES) + 5
+    encoded: int = 0
+
+    @property
+    def blocks(self) -> Mapping[str, slice]:
+        return {"mean": slice(0, self.width)}
+
+    def encode(
+        self, prompts: Sequence[str], completions: Sequence[str], *, progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        self.encoded += len(prompts)
+        return np.array([self._vector(p, c) for p, c in zip(prompts, completions, strict=True)], np.float32)
+
+    def _vector(self, prompt: str, completion: str) -> Floats:
+        digest = sha256(f"{prompt}\0{completion}".encode()).digest()
+        noise = np.random.default_rng(int.from_bytes(digest[:8], "big")).standard_normal(self.width)
+        styles = _STYLES.get((prompt, completion))
+        if styles is not None:
+            noise[: len(styles)] = styles + 0.1 * noise[: len(styles)]
+        return noise
+
+
+_STYLES = {
+    (answer.prompt, answer.text): np.array(
+        [*(answer.attributes.get(name, 0) for name in ATTRIBUTES), 2 * (answer.spoilt is not None)], np.float64
+    )
+    for answer in load_answers()
+}
+
+
+def people(
+    kinds: Sequence[str] = KINDS, *, prompts: slice = slice(0, 20), each: int = 4, comparisons: int = 40, seed: int = 0
+) -> list[Comparison]:
+    """Choices of simulated people among the bundled answers to some prompts."""
+    wanted = {f"p{number:03}" for number in range(120)[prompts]}
+    answers = [answer for answer in load_answers() if answer.prompt_id in wanted]
+    return simulate(
+        [parse_kind(kind) for kind in kinds],
+        answers,
+        people_per_kind=each,
+        comparisons=comparisons,
+        seed=seed,
+        split_by_prompt=False,
+    )
+
+
+@dataclass(frozen=True)
+class Planted:
+    """People whose rewards are truly of low rank.
+
+    z (n, K) answers; base (J, K) true base rewards, the population's first; tastes (U, J) true weights.
+    """
+
+    z: Floats
+    base: Floats
+    tastes: Floats
+    choices: Choices
+
+
+def planted(
+    *, users: int, each: int, rank: int, features: int = 12, prompts: int = 40, shared: bool = False, seed: int = 0
+) -> Planted:
+    """Draw tastes of that rank beside the population's, and each person's choices; `shared`: all on the same pairs."""
+    rng = np.random.default_rng(seed)
+    answers = 6
+    z = rng.standard_normal((prompts * answers, features))
+    base = np.linalg.qr(rng.standard_normal((features, rank + 1)))[0].T
+    tastes = np.column_stack([np.ones(users), 2.0 * rng.standard_normal((users, rank))])
+    count = each if shared else users * each
+    prompt = rng.integers(prompts, size=count)
+    side = np.array([rng.choice(answers, 2, replace=False) for _ in range(count)])
+    pair = prompt[:, None] * answers + side
+    if shared:
+        pair, prompt = np.tile(pair, (users, 1)), np.tile(prompt, users)
+    user = np.repeat(np.arange(users), each)
+    logit = np.sum((z[pair[:, 0]] - z[pair[:, 1]]) * (tastes @ base)[user], axis=1)
+    flip = rng.random(len(user)) > 1 / (1 + np.exp(-logit))
+    pair[flip] = pair[flip, ::-1]
+    choices = Choices(pair[:, 0], pair[:, 1], user, np.ones(len(user)), prompt, np.arange(users))
+    return Planted(z, base, tastes, choices)
