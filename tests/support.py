@@ -1,16 +1,19 @@
-"""What several tests of the reward model share: an encoder that shows styles plainly, and people with planted tastes."""
+"""What tests of the reward model share: an encoder that shows styles plainly, people with planted tastes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
 from palate.bench.people import parse_kind, simulate
-from palate.data import POLES, load_answers
+from palate.data import POLES, Answer, load_answers
 from palate.encoders import Progress
-from palate.feedback import Comparison
+from palate.feedback import Comparison, Feedback, Record
+from palate.rewards import RewardModel, fit
 from palate.rewards.factorization import Choices
 from palate.rewards.posterior import Floats
 
@@ -57,20 +60,36 @@ _STYLES = {
 }
 
 
+def answers_to(prompts: slice) -> list[Answer]:
+    """The bundled answers to some of the 120 prompts."""
+    wanted = list(dict.fromkeys(answer.prompt_id for answer in load_answers()))[prompts]
+    return [answer for answer in load_answers() if answer.prompt_id in wanted]
+
+
 def people(
     kinds: Sequence[str] = KINDS, *, prompts: slice = slice(0, 20), each: int = 4, comparisons: int = 40, seed: int = 0
 ) -> list[Comparison]:
     """Choices of simulated people among the bundled answers to some prompts."""
-    wanted = {f"p{number:03}" for number in range(120)[prompts]}
-    answers = [answer for answer in load_answers() if answer.prompt_id in wanted]
     return simulate(
         [parse_kind(kind) for kind in kinds],
-        answers,
+        answers_to(prompts),
         people_per_kind=each,
         comparisons=comparisons,
         seed=seed,
         split_by_prompt=False,
     )
+
+
+def evidence(count: int = 10, kind: str = KINDS[0]) -> list[Record]:
+    """Choices of one new person about new prompts, each a minute after the one before."""
+    start = datetime(2025, 1, 1, tzinfo=UTC)
+    rows = people([kind], prompts=slice(20, 40), each=1, seed=9)[:count]
+    return [row.model_copy(update={"created_at": start + timedelta(minutes=i)}) for i, row in enumerate(rows)]
+
+
+def comparison(user: str = "ann", **columns) -> Comparison:
+    """One choice; the columns that do not matter are filled in."""
+    return Comparison(user_id=user, **{"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", **columns})
 
 
 @dataclass(frozen=True)
@@ -107,3 +126,9 @@ def planted(
     pair[flip] = pair[flip, ::-1]
     choices = Choices(pair[:, 0], pair[:, 1], user, np.ones(len(user)), prompt, np.arange(users))
     return Planted(z, base, tastes, choices)
+
+
+@cache
+def fitted() -> RewardModel:
+    """A reward model of 24 simulated people, fitted once a process; nothing that asks it may change it."""
+    return fit(Feedback(comparisons=people()), PlantedEncoder(), rank=5)

@@ -11,6 +11,9 @@ from palate.rewards.factorization import Choices, Penalties
 from palate.rewards.posterior import Floats, Gaussian, Ints, Observations
 
 _GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+RANDOM_DRAWS = 5
+"""What is asked at random is averaged over so many draws: one moves the AUC of 280 people by about 0.004."""
+
 _TUNED_AT = (5, 10, 20)  # answers that a model per person is tuned for
 
 
@@ -65,7 +68,7 @@ def model_per_person(
         seed: of the questions and the halves.
 
     Returns:
-        {answers: (U,) AUC on the test rows}, and the precision.
+        {answers: (U,) AUC on the test rows, averaged over draws of the questions}, and the precision.
     """
     rng = np.random.default_rng(seed)
     first = _half(train.prompt, rng)
@@ -77,8 +80,9 @@ def model_per_person(
         return float(np.mean(aucs)) if aucs else 0.0
 
     precision = max(_GRID, key=value)
-    questions = random_questions(people.asked, answers, rng)
-    return {t: per_user(people, rows, precision, lapse) for t, rows in questions.items()}, precision
+    draws = [random_questions(people.asked, answers, rng) for _ in range(RANDOM_DRAWS)]
+    aucs = {t: np.mean([per_user(people, rows[t], precision, lapse) for rows in draws], axis=0) for t in draws[0]}
+    return aucs, precision
 
 
 def random_questions(asked: Observations, answers: Sequence[int], rng: np.random.Generator) -> dict[int, Ints]:

@@ -1,12 +1,17 @@
 """How fast texts become vectors, beside plain sentence-transformers on the same machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 
-from palate.encoders import SentenceEncoder
+import numpy as np
+
+from palate.bench.report import Result, markdown
+from palate.data import load_answers
+from palate.encoders import SentenceEncoder, load_encoder
 from palate.encoders.models import quiet
-from palate.errors import MissingExtraError
+from palate.errors import InputError, MissingExtraError
 
 
 def throughput(encoder: SentenceEncoder, texts: Sequence[str], *, rounds: int = 5) -> dict[str, float]:
@@ -50,3 +55,22 @@ def throughput(encoder: SentenceEncoder, texts: Sequence[str], *, rounds: int = 
         "sentence_transformers_texts_per_second": len(distinct) / min(their_seconds),
         "ratio": min(their_seconds) / min(our_seconds),
     }
+
+
+def run(
+    *, quick: bool, seed: int, data: Path | None = None, progress: Callable[[str, int, int], None] | None = None
+) -> Result:
+    """Measure `throughput` on bundled answers: 256 of them, or 64 when `quick`.
+
+    Raises:
+        InputError: `data` is given; this benchmark reads the bundled answers.
+    """
+    if data is not None:
+        raise InputError(f"The encoder's benchmark takes no data, got {str(data)!r}; leave --data out")
+    rng = np.random.default_rng(seed)
+    texts = [answer.text for answer in load_answers()]
+    figures = throughput(
+        load_encoder(), [texts[i] for i in rng.choice(len(texts), 64 if quick else 256, replace=False)]
+    )
+    rows = [[name.replace("_", " "), f"{value:.3g}"] for name, value in figures.items()]
+    return Result("encoder", figures, f"# Encoder\n\n{markdown(['', 'figure'], rows)}")

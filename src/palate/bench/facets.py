@@ -5,27 +5,26 @@ All methods see the same features and rows; intervals are 95 % bootstrap interva
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from palate.bench.against import model_per_person, one_reward_for_all
-from palate.bench.indexed import Indexed, new_people
+from palate.bench.against import RANDOM_DRAWS, model_per_person, one_reward_for_all
 from palate.bench.intervals import cluster_interval
 from palate.bench.interview import interview
 from palate.bench.latency import cold_fit, seconds_per_answer, timed_fit
-from palate.bench.people import ALL_KINDS, Kind, Person, parse_kind, simulate
-from palate.bench.report import Line, Picture, markdown
-from palate.data import Answer, load_answers, load_people
+from palate.bench.people import Person, parse_kind
+from palate.bench.report import Line, Picture, Result, markdown
+from palate.bench.unseen import new_people, recorded_people, unseen_answers, unseen_people
+from palate.data import load_people
 from palate.encoders import load_encoder
-from palate.errors import InputError
-from palate.feedback import Comparison, read_feedback
-from palate.rewards import STRATEGIES, RewardModel
+from palate.feedback import Comparison
+from palate.rewards import DEFAULT_STRATEGY, STRATEGIES, RewardModel
 from palate.rewards.evaluation import NewPeople, learning_curve
 from palate.rewards.features import Coordinates
+from palate.rewards.indexing import Indexed
 from palate.rewards.model import base_rewards
 from palate.rewards.posterior import Floats, Ints
 
@@ -33,25 +32,9 @@ Stage = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 
 _ANSWERS, _QUICK_ANSWERS = (0, 1, 2, 5, 10, 20, 40), (0, 5, 10)
-_QUICK_STRATEGIES, _QUICK_PEOPLE = ("bald", "random"), 56
-_PEOPLE_PER_KIND, _COMPARISONS = 10, 160
-_NEW_PROMPTS = ("p4", "p5")  # the bundled people were asked about p0xx to p3xx
+_QUICK_STRATEGIES = tuple(dict.fromkeys((DEFAULT_STRATEGY, "bald", "random")))
 _PICKS_AFTER = 10
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was measured.
-
-    Args:
-        figures: by flat name, such as ``auc.bald.10``; intervals end in ``.low`` and ``.high``.
-        table: the same for reading, in Markdown.
-        picture: what to draw of it.
-    """
-
-    figures: dict[str, float]
-    table: str
-    picture: Picture
+_DRAWN = ("random", "thompson")  # strategies of chance, averaged over RANDOM_DRAWS draws of the questions
 
 
 def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | None = None) -> Result:
@@ -97,53 +80,7 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     if not quick:
         told("Fitting with an empty cache", 0, 1)
         figures |= cold_fit(seed=seed)
-    return Result(figures, _table(figures, strategies, answers), _picture(answers))
-
-
-def unseen_kinds() -> list[Kind]:
-    """The 28 kinds that none of the bundled people is of."""
-    seen = {parse_kind(row.kind or "") for row in load_people()}
-    return [kind for kind in ALL_KINDS if kind not in seen]
-
-
-def unseen_answers() -> list[Answer]:
-    """The bundled answers to prompts that none of the bundled people was asked about."""
-    return [answer for answer in load_answers() if answer.prompt_id.startswith(_NEW_PROMPTS)]
-
-
-def unseen_people(seed: int, quick: bool) -> list[Comparison]:
-    """Choices of simulated people of unseen kinds between unseen answers, half `adapt` and half `test`."""
-    kinds = unseen_kinds()
-    return simulate(
-        kinds,
-        unseen_answers(),
-        people_per_kind=_QUICK_PEOPLE // len(kinds) if quick else _PEOPLE_PER_KIND,
-        comparisons=_COMPARISONS,
-        seed=seed,
-        split_by_prompt=True,
-    )
-
-
-def recorded_people(data: Path, quick: bool) -> list[Comparison]:
-    """The `adapt` and decided `test` rows of people who have both.
-
-    Raises:
-        InputError: there are none.
-    """
-    path = data / "new_users.jsonl" if data.is_dir() else data
-    rows = [
-        row
-        for row in read_feedback(path).comparisons
-        if row.split == "adapt" or (row.split == "test" and row.strength != 0.5)
-    ]
-    adapt, test = ({row.user_id for row in rows if row.split == split} for split in ("adapt", "test"))
-    both = [user for user in dict.fromkeys(row.user_id for row in rows) if user in adapt & test]
-    if not both:
-        raise InputError(
-            f"Nobody in {str(path)!r} has comparisons with split 'adapt' and with split 'test'; give both to measure on"
-        )
-    kept = set(both[:_QUICK_PEOPLE] if quick else both)
-    return [row for row in rows if row.user_id in kept]
+    return Result("facets", figures, _table(figures, strategies, answers), _picture(answers))
 
 
 class _Compared:
@@ -188,13 +125,18 @@ def _curves(
     figures: dict[str, float] = {}
     for number, name in enumerate(strategies):
         told("Asking new people", number, len(strategies))
-        curve = learning_curve(people, model.prior, model.lapse, answers, name, seed=compared.seed)
-        for t, measured in curve.items():
-            figures |= compared.add(f"{name}.{t}", measured.auc)
-            figures[f"accuracy.{name}.{t}"] = measured.accuracy
-            figures[f"log_loss.{name}.{t}"] = measured.log_loss
-            figures[f"ece.{name}.{t}"] = measured.ece
-    return figures
+        curves = [
+            learning_curve(people, model.prior, model.lapse, answers, name, seed=compared.seed + 1_000 * draw)
+            for draw in range(RANDOM_DRAWS if name in _DRAWN else 1)
+        ]
+        for t in answers:
+            measured = [curve[t] for curve in curves]
+            figures |= compared.add(f"{name}.{t}", np.mean([m.auc for m in measured], axis=0))
+            figures[f"accuracy.{name}.{t}"] = float(np.mean([m.accuracy for m in measured]))
+            figures[f"log_loss.{name}.{t}"] = float(np.mean([m.log_loss for m in measured]))
+            figures[f"ece.{name}.{t}"] = float(np.mean([m.ece for m in measured]))
+    # The default's calibration by its short name as well.
+    return figures | {f"ece.{t}": figures[f"ece.{DEFAULT_STRATEGY}.{t}"] for t in answers}
 
 
 def _baselines(
@@ -215,19 +157,19 @@ def _baselines(
 
 
 def _differences(compared: _Compared, strategies: Sequence[str], answers: Sequence[int]) -> dict[str, float]:
-    """Paired by person: each strategy and the best one against random, `bald` against the baselines."""
+    """Paired by person: each strategy and the best one against random and against the baselines."""
     figures: dict[str, float] = {}
     others = [name for name in strategies if name != "random"]
     for t in answers:
-        figures |= compared.difference(f"bald_minus_bradley_terry.{t}", f"bald.{t}", "bradley_terry")
-        if t == 0:
-            continue  # nothing was asked yet
         for name in others:
-            figures |= compared.difference(f"{name}_minus_random.{t}", f"{name}.{t}", f"random.{t}")
-        best = max(others, key=lambda name: float(np.nanmean(compared.auc[f"{name}.{t}"])))
-        figures |= compared.difference(f"best_minus_random.{t}", f"{best}.{t}", f"random.{t}")
-        if f"per_user.{t}" in compared.auc:
-            figures |= compared.difference(f"bald_minus_per_user.{t}", f"bald.{t}", f"per_user.{t}")
+            figures |= compared.difference(f"{name}_minus_bradley_terry.{t}", f"{name}.{t}", "bradley_terry")
+            if t > 0:  # before, nothing was asked
+                figures |= compared.difference(f"{name}_minus_random.{t}", f"{name}.{t}", f"random.{t}")
+            if f"per_user.{t}" in compared.auc:
+                figures |= compared.difference(f"{name}_minus_per_user.{t}", f"{name}.{t}", f"per_user.{t}")
+        if t > 0:
+            best = max(others, key=lambda name: float(np.nanmean(compared.auc[f"{name}.{t}"])))
+            figures |= compared.difference(f"best_minus_random.{t}", f"{best}.{t}", f"random.{t}")
     return figures
 
 
@@ -278,14 +220,15 @@ def _table(figures: Mapping[str, float], strategies: Sequence[str], answers: Seq
     gain = [
         [f"`{name}` less `random`", *cells(f"auc.{name}_minus_random")[1:]] for name in strategies if name != "random"
     ]
-    more = [[name, *cells(f"{key}.bald")] for key, name in _CALIBRATION.items()]
+    more = [[name, *cells(f"{key}.{DEFAULT_STRATEGY}")] for key, name in _CALIBRATION.items()]
     single = [[text, f"{figures[key]:.3g}"] for key, text in _SINGLE.items() if key in figures]
     return (
         f"# Facets\n\n{figures['people']:.0f} people of {figures['kinds']:.0f} kinds, unknown to the fit like the "
-        "prompts that they are asked about; in brackets 95 % intervals over kinds.\n\n"
+        "prompts that they are asked about; in brackets 95 % intervals over kinds. What is asked at random "
+        f"(`random`, `thompson`, a model per person) is averaged over {RANDOM_DRAWS} draws of the questions.\n\n"
         f"AUC on what they were not asked, after so many answers:\n\n{markdown(header, auc)}\n"
         f"What choosing the questions gains:\n\n{markdown([header[0], *header[2:]], gain)}\n"
-        f"With `bald`:\n\n{markdown(header, more)}\n{markdown(['', 'figure'], single)}"
+        f"With `{DEFAULT_STRATEGY}`, the default:\n\n{markdown(header, more)}\n{markdown(['', 'figure'], single)}"
     )
 
 
@@ -310,7 +253,7 @@ def _interval(figures: Mapping[str, float], name: str) -> str:
 def _picture(answers: Sequence[int]) -> Picture:
     # Colours of Okabe and Ito (2008), told apart by the colour-blind.
     lines = [
-        Line("auc.bald", "asked what tells most", "#d55e00"),
+        Line(f"auc.{DEFAULT_STRATEGY}", "asked what tells most", "#d55e00"),
         Line("auc.random", "asked at random", "#0072b2"),
         Line("auc.per_user", "a model per person", "#007a5a"),
         Line("auc.bradley_terry", "one reward for all", "#57534e"),
@@ -318,7 +261,7 @@ def _picture(answers: Sequence[int]) -> Picture:
     return Picture(
         title="How well a new person is known",
         x_label="answers given",
-        y_label="AUC on their unseen choices, people and prompts new; bands: 95 %",
+        y_label="AUC on unseen prompts, for people of unseen kinds; bands: 95 % over kinds",
         x=answers,
         lines=lines,
     )

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior
-from palate.rewards.queries import choose, expected_information
+from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
 
 
-def interview(prior: Gaussian, lapse: float, v: Floats, prompt: Ints, label: Floats) -> Iterator[tuple[Gaussian, int]]:
+def interview(
+    prior: Gaussian, lapse: float, v: Floats, prompt: Ints, label: Floats, query_strategy: str = DEFAULT_STRATEGY
+) -> Iterator[tuple[Gaussian, int]]:
     """Ask what tells the most, learn from the answer, and so on until the pool is empty.
 
     The work from one answer to the next question is done between two items.
@@ -19,15 +21,17 @@ def interview(prior: Gaussian, lapse: float, v: Floats, prompt: Ints, label: Flo
         v: (M, J) differences of the pairs that may be asked.
         prompt: (M,) number of each pair's prompt.
         label: (M,) what the person says to each: probability that the first is better.
+        query_strategy: one of `queries.STRATEGIES`.
 
     Yields:
         (belief after t answers, row of the next question) for t = 0, 1, …; −1 once every pair was asked.
     """
+    score, rng = strategy(query_strategy), np.random.default_rng(0)
     available = np.ones(len(v), dtype=np.bool_)
     asked = np.empty(0, np.int64)
     belief, last = prior, np.array(-1)
     while True:
-        question = int(choose(expected_information(belief, v, lapse), available, prompt, last))
+        question = int(choose(score(belief, v, lapse, rng), available, prompt, last))
         yield belief, question
         if question < 0:
             return

@@ -53,6 +53,27 @@ class Picture:
     lines: Sequence[Line] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark measured.
+
+    Args:
+        name: of the benchmark.
+        figures: by flat name, such as ``auc.bald.10``; intervals end in ``.low`` and ``.high``.
+        table: the same for reading, in Markdown.
+        picture: what to draw of it, if anything.
+    """
+
+    name: str
+    figures: dict[str, float]
+    table: str
+    picture: Picture | None = None
+
+    def write(self, command: str, seconds: float, output: str | Path) -> dict[str, object]:
+        """Write NAME.json, NAME.md, and NAME.svg and NAME.png; see `write`."""
+        return write(self.name, command, self.figures, seconds, output, table=self.table, picture=self.picture)
+
+
 def machine() -> str:
     """The machine in words, without its name.
 
@@ -85,8 +106,8 @@ def write(
     output: str | Path,
     *,
     table: str,
-    picture: Picture,
-) -> list[Path]:
+    picture: Picture | None,
+) -> dict[str, object]:
     """Write NAME.json, NAME.md, NAME.svg and NAME.png; each appears whole or not at all.
 
     Args:
@@ -99,36 +120,41 @@ def write(
         picture: what to draw of them.
 
     Returns:
-        The files.
+        What the JSON file holds.
 
     Raises:
         InputError: the folder cannot be written.
         MissingExtraError: matplotlib is not installed; JSON and table are written before.
     """
     folder, on = Path(output), machine()
-    record = {"command": command, "machine": on, "seconds": round(seconds, 1), "figures": dict(figures)}
-    page = f"{table}\n![{picture.title}]({name}.svg)\n\n`{command}`, {seconds:.0f} s on {on}.\n"
+    record: dict[str, object] = {
+        "command": command,
+        "machine": on,
+        "seconds": round(seconds, 1),
+        "figures": dict(figures),
+    }
+    shown = f"![{picture.title}]({name}.svg)\n\n" if picture else ""
+    page = f"{table}\n{shown}`{command}`, {seconds:.0f} s on {on}.\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = [
-            _replace(folder / f"{name}.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()),
-            _replace(folder / f"{name}.md", page.encode()),
-        ]
-        return written + [_replace(folder / f"{name}.{kind}", draw(picture, figures, kind)) for kind in ("svg", "png")]
+        _replace(folder / f"{name}.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        _replace(folder / f"{name}.md", page.encode())
+        for kind in ("svg", "png") if picture else ():
+            _replace(folder / f"{name}.{kind}", draw(picture, figures, kind))
     except OSError as error:
         raise InputError(
             f"Cannot write figures to {str(folder)!r}: {(error.strerror or str(error)).lower()}; name another folder"
         ) from error
+    return record
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def _replace(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return path
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,7 +1,7 @@
 """The commands together, and what becomes of errors: one clear line, and an exit status."""
 
-import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -9,6 +9,9 @@ import typer
 from palate import __version__
 from palate.cli import bench, demo, models, people
 from palate.errors import PalateError
+
+# What typer makes of Ctrl-C.
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="palate",
@@ -50,17 +53,18 @@ def main() -> None:
     """Run the command line; exit 0 when done, 1 with one line on standard error when failed, 2 on wrong usage."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Where the terminal's encoding lacks a character, a question mark will do.
+        sys.stdout.reconfigure(errors="replace")
     try:
         # Anywhere on the line: it is thought of after the command failed.
         app([argument for argument in arguments if argument != "--debug"])
     except PalateError as error:
         _fail(str(error), debug)
-    except KeyboardInterrupt:
+    except SystemExit as stop:
+        if stop.code != _INTERRUPTED:
+            raise
         _fail("Interrupted; nothing half-done was written", debug)
-    except BrokenPipeError:
-        # The reader of our output has gone, as `head` does. Python must not flush into the void at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
         _fail(f"Unexpected {type(error).__name__}: {error}; run again with --debug for where it happened", debug)
 
@@ -68,5 +72,5 @@ def main() -> None:
 def _fail(message: str, debug: bool) -> None:
     if debug:
         raise  # called while an error is being handled
-    print(f"palate: {message}", file=sys.stderr)
+    print("palate:", *(line.strip() for line in message.splitlines()), file=sys.stderr)
     sys.exit(1)

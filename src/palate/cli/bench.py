@@ -13,7 +13,9 @@ from palate.errors import InputError
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="facets, or encoder.")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and strategies, in a minute or two.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Measure on these people instead of simulated ones.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Measure on these people instead of simulated ones.")
+    ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and its pictures go.")] = Path(
         "docs/results"
     ),

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from palate.feedback import Feedback, Text
 
 FilesArgument = Annotated[
-    list[str], typer.Argument(metavar="FEEDBACK...", help="JSON Lines, Parquet, or a Hugging Face dataset.")
+    list[str], typer.Argument(metavar="FEEDBACK", help="JSON Lines, Parquet, or a Hugging Face dataset.")
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A reward model's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Same seed, same result.")]
 SkipOption = Annotated[bool, typer.Option("--skip-bad-lines", help="Count bad lines and go on, instead of stopping.")]
 DatabaseOption = Annotated[
     str | None,
@@ -30,7 +30,10 @@ DatabaseOption = Annotated[
     ),
 ]
 StrategyOption = Annotated[
-    str, typer.Option(help="How questions are chosen: bald, d-optimal, variance, thompson or random.")
+    str,
+    typer.Option(
+        metavar="NAME", help="How questions are chosen: v-optimal, bald, d-optimal, variance, thompson or random."
+    ),
 ]
 
 Stage = Callable[[str, int, int], None]
@@ -51,8 +54,9 @@ def stderr() -> "Console":
 
 
 def print_json(value: object) -> None:
-    """One object on standard output."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One object on standard output, in ASCII: no terminal's encoding and no lone surrogate can spoil it."""
+    # Flushed here, where a reader that has gone, as `head` goes, is no failure.
+    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def demo(
 ) -> None:
     """Learn from 112 bundled people, ask you ten questions, show your taste, and rank unseen answers your way."""
     from palate.bench.people import Person, parse_kind
-    from palate.rewards import explain
+    from palate.rewards import DEFAULT_STRATEGY, explain
     from palate.rewards.picture import draw_taste
     from palate.store import Store
     from palate.store.beliefs import posterior_of
@@ -67,7 +67,7 @@ def demo(
             # A simulated person is new every time; a real one goes on where they stopped.
             store.forget(user)
             user = store.ensure_user(person.name)
-        asking = Asking(store, model, user, "bald", seed)
+        asking = Asking(store, model, user, DEFAULT_STRATEGY, seed)
         if person is None:
             console.print(f"\nNow {QUESTIONS} questions, chosen for you. There is no wrong answer.")
             asking.run(QUESTIONS, 0.0, lambda query, at: ask(console, query, at, QUESTIONS))

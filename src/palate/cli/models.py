@@ -46,8 +46,10 @@ def check(feedback: FilesArgument, as_json: JsonOption = False) -> None:
 def fit(
     feedback: FilesArgument,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the reward model to.")],
-    rank: Annotated[int, typer.Option(help="How many base rewards, 1 to 64.")] = 12,
-    encoder: Annotated[str, typer.Option(help="Sentence encoder: a folder, or a model's name.")] = "all-MiniLM-L6-v2",
+    rank: Annotated[int, typer.Option(metavar="J", help="How many base rewards, 1 to 64.")] = 12,
+    encoder: Annotated[
+        str, typer.Option(metavar="NAME", help="Sentence encoder: a folder, or a model's name.")
+    ] = "all-MiniLM-L6-v2",
     skip_bad_lines: SkipOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -58,8 +60,8 @@ def fit(
 
     started = time.perf_counter()
     said = read(feedback, skip_bad_lines)
-    if unused := len(said.ratings) + len(said.replies):
-        note(f"{unused:,} ratings and replies are not fitted on; comparisons are")
+    if said.replies:
+        note(f"{len(said.replies):,} replies are left out; a fit reads comparisons and ratings")
     with progress() as told:
         model = fit_model(said, load_encoder(encoder), rank=rank, seed=seed, progress=told)
     model.save(output)
@@ -70,7 +72,7 @@ def fit(
                 "output": str(output),
                 "fingerprint": model.fingerprint,
                 "rank": model.n_rewards,
-                "unused": unused,
+                "unused": len(said.replies),
                 "bad_lines": len(said.bad_lines),
                 "figures": model.figures,
                 "seconds": round(seconds, 3),
@@ -95,15 +97,17 @@ def _counts(text: str) -> list[int]:
     except ValueError:
         counts = [-1]
     if counts[0] < 0:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers of answers; write it like 0,5,10,20")
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers of answers; write it like 0,5,10,20", param_hint="--answers"
+        )
     return counts
 
 
 def evaluate(
     model: ModelArgument,
     feedback: FilesArgument,
-    answers: Annotated[str, typer.Option(help="Numbers of answers, by comma.")] = "0,5,10,20",
-    query_strategy: StrategyOption = "bald",
+    answers: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of answers, by comma.")] = "0,5,10,20",
+    query_strategy: StrategyOption = "v-optimal",
     skip_bad_lines: SkipOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,

@@ -1,6 +1,7 @@
 """Commands on one person: ask them, rank for them, explain them."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,11 +37,12 @@ KEYS = {"a": "a", "b": "b", "t": "tie", "s": "skip"}
 def onboard(
     model: ModelArgument,
     user: UserOption,
-    questions: Annotated[int, typer.Option(min=1, help="How many answers to ask for.")] = 10,
+    questions: Annotated[int, typer.Option(metavar="N", min=1, help="How many answers to ask for.")] = 10,
     stop_below: Annotated[
-        float, typer.Option(min=0, help="Stop once a question is expected to tell less than this, in nats.")
+        float,
+        typer.Option(metavar="NATS", min=0, help="Stop once a question is expected to tell less than this, in nats."),
     ] = 0.01,
-    query_strategy: StrategyOption = "bald",
+    query_strategy: StrategyOption = "v-optimal",
     database: DatabaseOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -68,6 +70,8 @@ def onboard(
     console.print(f"\n[bold]{told.words}[/]")
     if not asking.done:
         console.print(f"{answered} of {questions} answered; the same command goes on from here.")
+    elif answered < questions:
+        console.print(f"After {answered} answers no question is left that would tell {stop_below:g} nats or more.")
 
 
 class Asking:
@@ -150,13 +154,16 @@ def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -
 
     console.print(f"\n[bold]{number} of {questions}[/]  ", Styled(plain(query.prompt), style="bold cyan"), sep="")
     for side, text in (("A", query.response_a), ("B", query.response_b)):
-        console.print(Panel(Styled(plain(text)), title=side, title_align="left", width=min(console.width, 100)))
+        panel = Panel(Styled(plain(text)), title=side, title_align="left", width=min(console.width, 100))
+        console.print(panel, soft_wrap=False)  # without wrapping it would be cut, not long
     while True:
-        console.print("Which do you prefer? \\[a/b, t alike, s skip, q stop] ", end="")
         try:
+            console.print("Which do you prefer? \\[a/b, t alike, s skip, q stop] ", end="")
             key = input().strip().lower()
-        except EOFError:
-            console.print()
+        except (EOFError, KeyboardInterrupt) as stop:
+            console.print()  # what comes next begins on a line of its own
+            if isinstance(stop, KeyboardInterrupt):
+                raise
             return None
         if key in ("q", "quit"):
             return None
@@ -170,13 +177,14 @@ def _belief(store: "Store", model: "RewardModel", path: Path, user: str, databas
 
     person = store.user(user)
     if person is None:
-        raise InputError(f"User {user!r} is not in the database; ask them first: palate onboard {path} --user {user}")
+        asking = ["palate", "onboard", str(path), "--user", user, *(["--database", "..."] if database else [])]
+        raise InputError(f"User {user!r} is not in the database; ask them first: {shlex.join(asking)}")
     register(store, model, path)
     return posterior_of(store, model, person)
 
 
 def _candidates(path: Path) -> list["Text"]:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
     from palate.feedback import Text
 
@@ -185,17 +193,15 @@ def _candidates(path: Path) -> list["Text"]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise FeedbackError(
-            f"Cannot read candidates {str(path)!r}: {reason.lower()}; name a JSON Lines file"
-        ) from error
+        reason = str(error.strerror).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FeedbackError(f"Cannot read candidates {str(path)!r}: {reason}; name a JSON Lines file") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
             found.append(kind.validate_python(value["completion"] if isinstance(value, dict) else value))
-        except (ValueError, KeyError, ValidationError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             raise FeedbackError(
                 f'{path.name}:{number}: not a candidate; write a JSON string or {{"completion": ...}} on each line'
             ) from error
@@ -245,7 +251,7 @@ def rank(
     for place, r in enumerate(ranked, 1):
         sure = f"{r.better_than_next:.0%}" if r.better_than_next is not None else ""
         table.add_row(str(place), f"{r.reward:+.2f}", sure, Styled(plain(r.completion)))
-    stdout().print(table)
+    stdout().print(table, soft_wrap=False)  # without wrapping it would be cut, not long
 
 
 def explain(

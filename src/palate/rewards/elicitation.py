@@ -9,7 +9,7 @@ from palate.errors import InputError
 from palate.feedback import Comparison, Record, Text
 from palate.rewards.model import RewardModel
 from palate.rewards.posterior import Gaussian, Ints
-from palate.rewards.queries import choose, expected_information, strategy
+from palate.rewards.queries import DEFAULT_STRATEGY, choose, expected_information, strategy
 
 Pair = frozenset[int]
 """Rows of two known answers, in no order."""
@@ -50,7 +50,7 @@ def next_query(
     *,
     asked: Iterable[Pair] = (),
     last_prompt: Text | None = None,
-    query_strategy: str = "bald",
+    query_strategy: str = DEFAULT_STRATEGY,
     rng: np.random.Generator,
 ) -> Query | None:
     """The pair to ask about next; None where every pair was asked.

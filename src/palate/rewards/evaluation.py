@@ -15,7 +15,7 @@ from palate.errors import InputError
 from palate.feedback import Comparison, Feedback, Rating, Text, as_text
 from palate.rewards.model import RewardModel
 from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
-from palate.rewards.queries import choose, strategy
+from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def learning_curve(
     """
     score, rng = strategy(query_strategy), np.random.default_rng(seed)
     rows, available = _padded_rows(people.asked)
-    v, prompt = people.asked.v[rows], people.prompt[rows]  # (U, T, D), (U, T)
+    v, prompt = people.asked.v[rows] * available[..., None], people.prompt[rows]  # (U, T, D), (U, T)
     everyone = np.arange(len(rows))
     belief = laplace_posterior(_take(people.asked, np.empty(0, np.int64)), prior, lapse)
     last_prompt, taken = np.full(len(rows), -1), np.empty(0, np.int64)
@@ -123,7 +123,7 @@ def measure(people: NewPeople, belief: Gaussian) -> Figures:
     return Figures(
         auc=auc_by_user(logit, user, people.asked.n_users),
         accuracy=float(np.mean((logit > 0) + 0.5 * (logit == 0))),
-        log_loss=float(-np.mean(np.log(p))),
+        log_loss=float(-np.mean(np.log(np.maximum(p, np.finfo(np.float64).tiny)))),
         ece=calibration_error(p),
     )
 
@@ -173,7 +173,7 @@ def calibration_error(p: Floats, bins: int = 10) -> float:
     """
     both = np.concatenate([p, 1 - p])
     # Equal predictions share what happened: in which order they stand must not matter.
-    _, run, size = np.unique(both, return_inverse=True, return_counts=True)
+    _, run, size = np.unique(both.round(12), return_inverse=True, return_counts=True)
     happened = (np.bincount(run[: len(p)], minlength=len(size)) / size)[run]
     order = np.argsort(both, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
@@ -217,7 +217,7 @@ def evaluate(
     model: RewardModel,
     feedback: Feedback,
     answers: Sequence[int],
-    query_strategy: str = "bald",
+    query_strategy: str = DEFAULT_STRATEGY,
     *,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,

@@ -1,6 +1,7 @@
 """Fit a reward model on people's comparisons, from texts to a model that can be saved."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,10 @@ from palate.feedback import Comparison, Feedback, Text, as_text
 from palate.rewards.calibration import Calibration, cross_fit, fit_prior
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
+from palate.rewards.indexing import Indexed
 from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
 from palate.rewards.posterior import Floats, Gaussian
+from palate.rewards.ratings import fit_rating_scale
 from palate.rewards.styles import StyleProbe
 
 Stage = Callable[[str, int, int], None]
@@ -34,7 +37,8 @@ def fit(
     """Learn base rewards and the population prior from comparisons (`split` absent or ``train``).
 
     Args:
-        feedback: what people said; ratings and replies are not fitted on.
+        feedback: what people said. Ratings say how strongly a rating speaks; base rewards are learned from
+            comparisons alone. Replies are not read.
         encoder: texts to features.
         rank: J, how many base rewards, 1 to 64; fewer are made where there are fewer people.
         seed: same seed and data, same model.
@@ -52,13 +56,9 @@ def fit(
     rows = [row for row in feedback.comparisons if row.split in (None, "train")]
     _check(rows)
     told = progress or (lambda stage, done, total: None)
-    table, choices = _indexed(rows)
-    prompts, completions = zip(*table, strict=True)
-    raw = encoder.encode(
-        [as_text(prompt) for prompt in prompts],
-        [as_text(completion) for completion in completions],
-        progress=lambda done, total: told("Reading texts", done, total),
-    )
+    indexed = Indexed.of(rows)
+    choices = indexed.choices
+    raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
     coordinates = Coordinates.fit(raw, encoder.blocks)
     z = coordinates(raw)
     told("Cross-fitting the prior", 0, 2)
@@ -69,8 +69,8 @@ def fit(
     offset = coordinates.offset.astype(np.float32)
     weights32 = (weights @ coordinates.basis.T).astype(np.float32)
     probe = StyleProbe.fit(encoder)
-    kept = _kept(prompts)
-    return RewardModel(
+    kept = _kept(indexed.prompts)
+    model = RewardModel(
         offset=offset,
         weights=weights32,
         prior=Gaussian(mean, np.eye(len(mean))),
@@ -78,15 +78,17 @@ def fit(
         encoder_name=encoder.name,
         encoder_revision=encoder.revision,
         known=KnownAnswers(
-            prompts=[prompts[i] for i in kept],
-            completions=[completions[i] for i in kept],
+            prompts=[indexed.prompts[i] for i in kept],
+            completions=[indexed.completions[i] for i in kept],
             phi=base_rewards(raw[kept], offset, weights32),
             styles=probe(raw[kept]),
         ),
         style_names=probe.names,
-        figures=_figures(choices, len(table), calibration),
+        figures=_figures(choices, len(raw), calibration),
         encoder=encoder,
     )
+    rated = [row for row in feedback.ratings if row.split in (None, "train")]
+    return replace(model, ratings=fit_rating_scale(model, rated, seed=seed)) if rated else model
 
 
 def _check(rows: Sequence[Comparison]) -> None:
@@ -103,40 +105,6 @@ def _check(rows: Sequence[Comparison]) -> None:
         raise InputError(
             f"All {len(rows)} comparisons are ties (strength 0.5), which prefer nothing; give some decided ones"
         )
-
-
-def _indexed(rows: Sequence[Comparison]) -> tuple[list[tuple[Text, Text]], Choices]:
-    """Distinct (prompt, completion) in order of appearance, and the comparisons as indices into them."""
-    table: dict[tuple[str, str], int] = {}
-    texts: list[tuple[Text, Text]] = []
-
-    def row_of(prompt: Text, completion: Text) -> int:
-        key = (as_text(prompt), as_text(completion))
-        if key not in table:
-            table[key] = len(table)
-            texts.append((prompt, completion))
-        return table[key]
-
-    chosen = [row_of(row.prompt, row.chosen) for row in rows]
-    rejected = [row_of(row.prompt, row.rejected) for row in rows]
-    users: dict[str, int] = {}
-    user = [users.setdefault(row.user_id, len(users)) for row in rows]
-    kinds: dict[object, int] = {}
-    group = np.zeros(len(users), np.int64)
-    for row, u in zip(rows, user, strict=True):
-        # Without a kind everybody is a group of their own.
-        group[u] = kinds.setdefault(row.kind if row.kind is not None else (row.user_id,), len(kinds))
-    topics: dict[str, int] = {}
-    prompt = [topics.setdefault(as_text(row.prompt), len(topics)) for row in rows]
-    choices = Choices(
-        chosen=np.array(chosen),
-        rejected=np.array(rejected),
-        user=np.array(user),
-        strength=np.array([row.strength for row in rows]),
-        prompt=np.array(prompt),
-        group=group,
-    )
-    return texts, choices
 
 
 def _learn(

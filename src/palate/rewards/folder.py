@@ -28,21 +28,22 @@ def save(model: RewardModel, path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not (path.is_dir() and _replaceable({entry.name for entry in path.iterdir()})):
         raise InputError(f"{str(path)!r} is not a reward model's folder and is not empty; name another")
+    place = path.resolve()  # a link stays, what it leads to is replaced
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
         _write(model, fresh)
         old = fresh.with_name(fresh.name + ".old")
-        if path.exists():
-            path.rename(old)
+        if place.exists():
+            place.rename(old)
         try:
-            fresh.rename(path)
+            fresh.rename(place)
         except BaseException:
             if old.exists():
-                old.rename(path)
+                old.rename(place)
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

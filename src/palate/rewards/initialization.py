@@ -65,7 +65,8 @@ def _from_user_means(difference: Floats, user: Ints, n_users: int, rank: int) ->
     counts = np.bincount(user, minlength=n_users)
     member = csr_array((np.ones(len(user)), (user, np.arange(len(user)))), shape=(n_users, len(user)))
     views = (member @ (difference - difference.mean(axis=0))) @ whiten / np.sqrt(np.maximum(counts, 1))[:, None]
-    return np.asarray(_signed(np.linalg.svd(views, full_matrices=False)[2][:rank]) @ whiten, np.float64)
+    rows = np.linalg.svd(views, full_matrices=False)[2][:rank]
+    return np.asarray((_signs(rows)[:, None] * rows) @ whiten, np.float64)
 
 
 def _from_shared_pairs(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int) -> Floats:
@@ -91,7 +92,7 @@ def _from_shared_pairs(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_us
 
 
 def _soft_impute(said: csr_array, rank: int) -> Floats:
-    """Pair factors (pairs, rank) of the completed matrix; the threshold is half the smallest singular value kept at first."""
+    """Pair factors (pairs, rank) of the completed matrix; the threshold is half the first J-th singular value."""
     rows, columns = said.nonzero()
     if not len(rows):  # all agree on every pair
         return np.zeros((said.shape[1], rank))
@@ -123,9 +124,10 @@ def _svds(residual: csr_array, left: Floats, right: Floats, rank: int) -> tuple[
     # A fixed start vector: ARPACK's own is random. Not ones: the residual's columns sum to zero.
     u, s, vt = svds(operator, k=rank, v0=np.random.default_rng(0).standard_normal(min(residual.shape)))
     order = np.argsort(s)[::-1]
-    return u[:, order], s[order], _signed(vt[order])
+    sign = _signs(vt[order])
+    return sign * u[:, order], s[order], sign[:, None] * vt[order]
 
 
-def _signed(rows: Floats) -> Floats:
-    """Rows with their largest entry positive: the sign of a singular vector is arbitrary."""
-    return np.asarray(rows * np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])[:, None], np.float64)
+def _signs(rows: Floats) -> Floats:
+    """Signs that make the largest entry of each row positive: that of a singular vector is arbitrary."""
+    return np.asarray(np.where(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)] < 0, -1.0, 1.0), np.float64)

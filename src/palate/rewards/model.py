@@ -253,13 +253,17 @@ class RewardModel:
         rows = self.rows_of(prompt)
         return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0), np.float64)
 
-    @property
-    def prior_with_generosity(self) -> Gaussian:
-        """The prior over (λ, b_u)."""
+    def with_generosity(self, deviation: float) -> Gaussian:
+        """The prior over (λ, b_u), b_u of that standard deviation."""
         cov = np.zeros((self.n_rewards + 1, self.n_rewards + 1))
         cov[:-1, :-1] = self.prior.cov
-        cov[-1, -1] = self.ratings.generosity**2
+        cov[-1, -1] = deviation**2
         return Gaussian(np.append(self.prior.mean, 0.0), cov)
+
+    @property
+    def prior_with_generosity(self) -> Gaussian:
+        """The prior over (λ, b_u) under the model's own rating scale."""
+        return self.with_generosity(self.ratings.generosity)
 
     def posterior(self, evidence: Sequence[Record]) -> Gaussian:
         """What is known of a person's weights: a function of what they said, and of the model's fingerprint.

@@ -168,9 +168,9 @@ def laplace_posterior(
 ) -> Gaussian:
     """Posterior of every person's weights: the mode, and the inverse curvature there.
 
-    Minimises −Σ κ_i log P_i + ½ (λ − μ)ᵀ Σ⁻¹ (λ − μ) by Fisher-scored Newton steps, halved until the objective
-    falls; H = Σ⁻¹ + Σ_i κ_i I_i v_i v_iᵀ, where I_i = p_i (1 − p_i) without lapses. The result is a function
-    of the rows alone: by default it always starts at the prior mean.
+    Minimises −Σ κ_i log P_i + ½ (λ − μ)ᵀ Σ⁻¹ (λ − μ) by Newton steps, halved until the objective falls. The
+    covariance is H⁻¹, H = Σ⁻¹ + Σ_i κ_i I_i v_i v_iᵀ, where I_i = p_i (1 − p_i) without lapses. The result is a
+    function of the rows alone: by default it always starts at the prior mean.
 
     Args:
         observations: N rows of U people.
@@ -191,45 +191,71 @@ def laplace_posterior(
     """
     precision = np.linalg.inv(prior.cov)
     scale = np.sqrt(np.diag(prior.cov))
-    n, label, weight, v = observations.n_users, observations.label, observations.weight, observations.v
+    v, label, weight, user = observations.v, observations.label, observations.weight, observations.user
 
-    def objective(lam: Floats) -> tuple[Floats, Floats, Floats]:
-        logit = np.sum(v * lam[observations.user], axis=1)
-        loss, slope, curvature = negative_log_likelihood(logit, label, lapse)
+    def objective(lam: Floats) -> tuple[Floats, Floats]:
+        """Each person's objective (U,), and the logit of each row (N,)."""
+        logit = np.sum(v * lam[user], axis=1)
         d = lam - prior.mean
         penalty = 0.5 * np.sum((d @ precision) * d, axis=1)
-        value: Floats = observations.sum_by_user(weight * loss) + penalty
-        return value, weight * slope, weight * curvature
+        loss = negative_log_likelihood(logit, label, lapse)[0]
+        return np.asarray(observations.sum_by_user(weight * loss) + penalty, np.float64), logit
 
-    lam = np.tile(prior.mean, (n, 1)) if start is None else start.copy()
-    value, slope, curvature = objective(lam)
-    hessian = observations.outer_by_user(curvature) + precision
+    lam = np.tile(prior.mean, (observations.n_users, 1)) if start is None else start.copy()
+    value, logit = objective(lam)
     for _ in range(max_steps):
-        gradient = observations.sum_by_user(slope[:, None] * v) + (lam - prior.mean) @ precision
-        step = np.asarray(np.linalg.solve(hessian, gradient[..., None])[..., 0], np.float64)
+        slope = negative_log_likelihood(logit, label, lapse)[1]
+        gradient = observations.sum_by_user((weight * slope)[:, None] * v) + (lam - prior.mean) @ precision
+        step = _newton_step(observations, gradient, weight * _curvature(logit, label, lapse), precision)
         if np.max(np.abs(step) / scale, initial=0.0) <= tolerance:
             break
-        lam, value, slope, curvature = _descend(objective, lam, step, value)
-        hessian = observations.outer_by_user(curvature) + precision
-    return Gaussian(lam, np.linalg.inv(hessian))
+        lam, value, logit = _descend(objective, lam, step, value)
+    fisher = negative_log_likelihood(logit, label, lapse)[2]
+    return Gaussian(lam, np.linalg.inv(observations.outer_by_user(weight * fisher) + precision))
+
+
+def _curvature(logit: Floats, label: Floats, lapse: float) -> Floats:
+    """Second derivative of each row's loss in the logit; negative where an answer looks like a slip.
+
+    With lapses it differs from the Fisher information, and Newton's method is quick only with its own curvature.
+    """
+    s = expit(logit)
+    slope = (1 - 2 * lapse) * s * (1 - s)
+    if lapse == 0:
+        return np.asarray(slope, np.float64)
+    p = lapse + (1 - 2 * lapse) * s
+    first, second = label / p, (1 - label) / (1 - p)
+    bend = (first / p + second / (1 - p)) * slope**2 - (first - second) * slope * (1 - 2 * s)
+    return np.asarray(bend, np.float64)
+
+
+def _newton_step(observations: Observations, gradient: Floats, curvature: Floats, precision: Floats) -> Floats:
+    """H⁻¹ g of each person, (U, D); where that leads uphill, with the negative curvatures left out of H."""
+    hessian = observations.outer_by_user(curvature) + precision
+    step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+    uphill = np.sum(step * gradient, axis=1) < 0
+    if uphill.any():
+        safe = observations.outer_by_user(np.maximum(curvature, 0.0)) + precision
+        step[uphill] = np.linalg.solve(safe[uphill], gradient[uphill, :, None])[..., 0]
+    return np.asarray(step, np.float64)
 
 
 def _descend(
-    objective: Callable[[Floats], tuple[Floats, Floats, Floats]], lam: Floats, step: Floats, value: Floats
-) -> tuple[Floats, Floats, Floats, Floats]:
+    objective: Callable[[Floats], tuple[Floats, Floats]], lam: Floats, step: Floats, value: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Take each person's step, halved until their objective does not rise; keep who finds no such step."""
     length = np.ones(len(lam))
     for _ in range(30):
         trial = lam - length[:, None] * step
-        trial_value, slope, curvature = objective(trial)
+        trial_value, logit = objective(trial)
         worse = ~(trial_value <= value + 1e-12 * np.abs(value))
         if not worse.any():
             break
         length[worse] /= 2
     else:
         trial = np.where(worse[:, None], lam, trial)
-        trial_value, slope, curvature = objective(trial)
-    return trial, trial_value, slope, curvature
+        trial_value, logit = objective(trial)
+    return trial, trial_value, logit
 
 
 def predict(belief: Gaussian, v: Floats, lapse: float = 0.0) -> Floats:

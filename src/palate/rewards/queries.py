@@ -7,10 +7,14 @@ Over a pool of candidate pairs with differences v and a posterior N(m, S):
 - `bald`: H(E[p]) − E[H(p)], the information in nats that the choice gives about λ (Houlsby et al. 2011), by
   Gauss–Hermite quadrature;
 - `thompson`: how far two people drawn from the posterior disagree about the pair;
+- `v-optimal`: by how much the answer lowers the variance of *all* choice probabilities of the pool,
+  σ′ vᵀSASv / (1 + σ′ vᵀSv) with A = mean σ′(m·v_t)² v_t v_tᵀ;
 - `random`.
 
-We depart from PReF in the pool: it may hold any number of pairs, one pass is one matrix product, and it is scored
-for many people at once.
+We depart from PReF in two points. The pool may hold any number of pairs, one pass is one matrix product, and it is
+scored for many people at once. And the default, `v-optimal`, is PReF's criterion looked at from the other end: not
+the pair whose own probability is least certain, but the one that makes the others certain (Fedorov 1972). After 5,
+10 and 20 answers its AUC was 0.844, 0.885 and 0.919, that of `bald` 0.831, 0.879 and 0.915 (docs/log.md).
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +29,7 @@ from palate.rewards.posterior import Floats, Gaussian, Ints, choice_probability
 
 Score = Callable[[Gaussian, Floats, float, np.random.Generator], Floats]
 
-# 16 nodes: within 1e-4 nats of a fine grid up to a standard deviation of 4 logits (tests/test_queries.py).
+# 16 nodes: within 1e-4 nats of a fine grid up to a deviation of 2 logits, 0.01 up to 4 (tests/test_queries.py).
 _NODES, _MASS = np.polynomial.hermite_e.hermegauss(16)
 _MASS = _MASS / _MASS.sum()
 
@@ -77,6 +81,16 @@ def _d_optimal(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generat
     return np.asarray(p * (1 - p) * variance, np.float64)
 
 
+def _v_optimal(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
+    mean, variance = belief.of(v)
+    p = expit(mean)
+    information = p * (1 - p)
+    target = np.matmul((information**2)[..., None, :] * np.swapaxes(v, -1, -2), v) / v.shape[-2]  # (..., J, J)
+    reach = np.matmul(np.matmul(belief.cov, target), belief.cov)
+    gain = np.sum(np.matmul(v, reach) * v, axis=-1)
+    return np.asarray(information * gain / (1 + information * variance), np.float64)
+
+
 def _thompson(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
     root = np.linalg.cholesky(belief.cov)
     draws = [belief.mean + np.matmul(root, rng.standard_normal(belief.mean.shape)[..., None])[..., 0] for _ in range(2)]
@@ -89,9 +103,19 @@ def _random(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator)
 
 
 STRATEGIES: Mapping[str, Score] = MappingProxyType(
-    {"bald": _bald, "d-optimal": _d_optimal, "variance": _variance, "thompson": _thompson, "random": _random}
+    {
+        "v-optimal": _v_optimal,
+        "bald": _bald,
+        "d-optimal": _d_optimal,
+        "variance": _variance,
+        "thompson": _thompson,
+        "random": _random,
+    }
 )
 """Query strategies by name: (belief, v, lapse, rng) → scores, the highest is asked."""
+
+
+DEFAULT_STRATEGY = "v-optimal"
 
 
 def strategy(name: str) -> Score:

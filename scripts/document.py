@@ -1,0 +1,35 @@
+"""The generated parts of the documents, called by cog: see `make docs`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer.main
+
+from palate.cli import app
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as markdown."""
+    group: Any = typer.main.get_command(app)
+    return "\n".join(line for name, command in group.commands.items() for line in _command(name, command))
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+    words = ["palate", name]
+    words += [p.metavar for p in command.params if p.param_type_name == "argument"]
+    words += [f"{p.opts[0]} {_value(p)}" for p in options if p.required]
+    yield f"## palate {name}\n"
+    yield f"`{' '.join(words)} [options]`\n"
+    yield command.help.replace("\n\n", "\n").strip() + "\n"
+    yield "| option | meaning | default |"
+    yield "| --- | --- | --- |"
+    for p in options:
+        flag = p.opts[0] if p.is_flag else f"{p.opts[0]} {_value(p)}"
+        default = "required" if p.required else "" if p.default is None or p.default is False else f"`{p.default}`"
+        yield f"| `{flag}` | {p.help} | {default} |"
+    yield ""
+
+
+def _value(p: Any) -> str:
+    return str(p.metavar or p.name.upper())
