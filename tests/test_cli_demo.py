@@ -10,7 +10,7 @@ from tests.support import PlantedEncoder, people
 
 import palate.data
 import palate.encoders
-from palate.cli import demo
+from palate.cli.common import short
 from palate.data import POLES
 from palate.rewards import RewardModel
 from palate.store import Store, StoredQuery
@@ -109,8 +109,8 @@ def test_a_taste_that_nobody_has(folder, poles, message):
 
 
 def test_a_line_is_cut_where_it_is_too_long():
-    assert demo._line("a\n  b\x1b", 10) == "a b␛"
-    assert demo._line("word " * 10, 8) == "word wo…"
+    assert short("a\n  b\x1b", 10) == "a b␛"
+    assert short("word " * 10, 8) == "word wo…"
 
 
 @pytest.mark.slow

@@ -197,7 +197,7 @@ def test_fit_cannot_write_below_a_file(tmp_path):
     file.touch()
     data = write(tmp_path / "data.jsonl", FEW)
     ran = palate("fit", data, "--output", file / "model", "--encoder", tiny_encoder())
-    assert ran.failure.startswith(f"Cannot write the reward model to {str(file / 'model')!r}: ")
+    assert ran.failure == f"{str(file / 'model')!r} lies below the file {str(file)!r}; name a folder"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "file"]
 
 

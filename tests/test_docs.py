@@ -32,7 +32,7 @@ def test_every_setting_is_documented():
 
 
 def test_the_readme_s_commands_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "commands.md"))
     for line in re.findall(r"^(?:\$ )?palate .*$", text, flags=re.MULTILINE):
         words = line.removeprefix("$ ").split()
         command = COMMANDS[words[1]]
@@ -50,7 +50,7 @@ def test_the_readme_s_python_runs_as_written():
     """The names that the README imports are there."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    imports = [line for block in blocks for line in block.splitlines() if line.startswith(("from palate", "import palate"))]
+    imports = [line for block in blocks for line in block.splitlines() if line.startswith("from palate")]
     assert imports
     subprocess.run([sys.executable, "-c", "\n".join(imports)], check=True)
     for block in blocks:

@@ -23,16 +23,12 @@ def found(*records, bad_lines=()) -> dict[str, tuple[str, str, int]]:
         replies=[record for record in records if isinstance(record, Reply)],
         bad_lines=list(bad_lines),
     )
-    return {
-        finding.code: (finding.severity, finding.message, finding.count) for finding in diagnose(feedback)
-    }
+    return {finding.code: (finding.severity, finding.message, finding.count) for finding in diagnose(feedback)}
 
 
 def test_healthy_feedback_has_no_findings():
     assert diagnose(Feedback(comparisons=load_people())) == []
-    rows = simulate(
-        ALL_KINDS, load_answers(), people_per_kind=1, comparisons=20, seed=0, split_by_prompt=True
-    )
+    rows = simulate(ALL_KINDS, load_answers(), people_per_kind=1, comparisons=20, seed=0, split_by_prompt=True)
     assert diagnose(Feedback(comparisons=rows)) == []
 
 
@@ -83,9 +79,7 @@ def test_ties():
     }
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "way"), [("long one", "short", "longer"), ("s", "long", "shorter")]
-)
+@pytest.mark.parametrize(("chosen", "rejected", "way"), [("long one", "short", "longer"), ("s", "long", "shorter")])
 def test_length_leak_states_the_binomial_z(chosen, rejected, way):
     rows = [
         comparison(n, user=f"u{n % 10}", chosen=chosen, rejected=rejected)

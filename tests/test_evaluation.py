@@ -13,7 +13,6 @@ from palate.feedback import Comparison, Feedback, Rating
 from palate.rewards.evaluation import (
     NewPeople,
     auc_by_user,
-    bootstrap_interval,
     calibration_error,
     evaluate,
     learning_curve,
@@ -184,14 +183,6 @@ def test_an_unknown_strategy_is_named():
     assert str(caught.value) == (
         "Query strategy 'best' is not known; choose one of v-optimal, bald, d-optimal, variance, thompson, random"
     )
-
-
-def test_a_bootstrap_interval_is_that_of_the_normal_for_many_people():
-    values = np.random.default_rng(0).normal(0.7, 0.1, 400)
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std() / 20
-    assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.002)
-    assert bootstrap_interval(values) == (low, high)
 
 
 # On texts

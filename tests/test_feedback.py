@@ -211,10 +211,7 @@ def test_a_conversation_as_text():
 def test_scores_and_satisfactions_are_numbers_from_0_to_1(value):
     shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     assert reason({**RATING, "score": value}) == f"score {shown} is not a number in [0, 1]; rescale it"
-    assert (
-        reason({**REPLY, "satisfaction": value})
-        == f"satisfaction {shown} is not a number in [0, 1]; rescale it"
-    )
+    assert reason({**REPLY, "satisfaction": value}) == f"satisfaction {shown} is not a number in [0, 1]; rescale it"
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.5), np.float64(1), np.int64(0)])
@@ -284,9 +281,7 @@ def test_other_times_are_refused(value):
 
 def test_reading_stops_at_the_first_bad_line(tmp_path):
     path = lines(tmp_path / "ratings.jsonl", RATING, "", {**RATING, "score": 1.7}, {**RATING, "score": 2})
-    assert refusal(lambda: read_feedback([path])) == (
-        f"{path}:3: score 1.7 is not a number in [0, 1]; rescale it"
-    )
+    assert refusal(lambda: read_feedback([path])) == (f"{path}:3: score 1.7 is not a number in [0, 1]; rescale it")
 
 
 def test_bad_lines_are_collected_when_skipped(tmp_path):
@@ -308,8 +303,7 @@ def test_bad_lines_are_collected_when_skipped(tmp_path):
         ),
         (
             b"{",
-            "not JSON (Expecting property name enclosed in double quotes at column 2); "
-            "write one whole object a line",
+            "not JSON (Expecting property name enclosed in double quotes at column 2); write one whole object a line",
         ),
         (b'{"user_id": "\xff"}', "byte 13 is not UTF-8; save the file as UTF-8"),
         (json.dumps(RATING).encode("utf-16"), "byte 0 is not UTF-8; save the file as UTF-8"),
@@ -422,9 +416,7 @@ def test_parquet_fills_columns_with_nulls_and_reads_back(tmp_path, datasets):
 def test_bad_parquet_rows_are_reported_by_number(tmp_path, datasets):
     path = tmp_path / "a.parquet"
     datasets.Dataset.from_list([RATING, {**RATING, "score": 1.5}]).to_parquet(path)
-    assert refusal(lambda: read_feedback([path])) == (
-        f"{path}:2: score 1.5 is not a number in [0, 1]; rescale it"
-    )
+    assert refusal(lambda: read_feedback([path])) == (f"{path}:2: score 1.5 is not a number in [0, 1]; rescale it")
 
 
 def test_conversations_survive_a_data_set(tmp_path, datasets):
@@ -443,9 +435,7 @@ def test_a_data_sets_splits_name_the_rows_split(tmp_path, datasets):
         "train": [{**RATING, "score": 2.0}],
     }
     folder = tmp_path / "folder"
-    datasets.DatasetDict(
-        {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
-    ).save_to_disk(folder)
+    datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}).save_to_disk(folder)
     feedback = read_feedback([folder], skip_bad_lines=True)
     assert [row.split for row in feedback.ratings] == ["test", None, "train"]
     assert feedback.bad_lines == [f"{folder}/train:1: score 2.0 is not a number in [0, 1]; rescale it"]
@@ -453,8 +443,7 @@ def test_a_data_sets_splits_name_the_rows_split(tmp_path, datasets):
 
 def test_a_folder_that_is_no_data_set_says_so(tmp_path):
     assert refusal(lambda: read_feedback([tmp_path])) == (
-        f"{tmp_path} is a folder but not a Hugging Face data set (FileNotFoundError); "
-        "name the files in it one by one"
+        f"{tmp_path} is a folder but not a Hugging Face data set (FileNotFoundError); name the files in it one by one"
     )
 
 
@@ -464,8 +453,7 @@ def test_a_name_on_the_hub_is_asked_for_and_offline_says_so(monkeypatch, dataset
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     assert refusal(lambda: read_feedback(["owner/name"])) == (
-        "owner/name is no file here and did not come from the Hugging Face hub (ConnectionError); "
-        "check the name"
+        "owner/name is no file here and did not come from the Hugging Face hub (ConnectionError); check the name"
     )
 
 
@@ -492,9 +480,7 @@ optional = {
     "split": st.sampled_from(["train", "adapt", "test"]),
 }
 kinds = {"kind": common["user_id"]}
-pairs = (st.tuples(filled, filled) | st.tuples(conversations, conversations)).filter(
-    lambda two: two[0] != two[1]
-)
+pairs = (st.tuples(filled, filled) | st.tuples(conversations, conversations)).filter(lambda two: two[0] != two[1])
 comparisons = st.builds(
     lambda two, row: Comparison(chosen=two[0], rejected=two[1], **row),
     pairs,

@@ -220,9 +220,7 @@ def test_processes_may_open_a_new_database_at_once(url):
             print(store.current_revision, store.ensure_user("ann").id)
     """
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", code, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     for process in processes:

@@ -75,8 +75,7 @@ def test_a_kind_is_read_in_any_order(text):
         ),
         (
             "concise,humorous,polite",
-            "'concise+humorous+polite' is not two poles of different attributes; "
-            "write them like concise,humorous",
+            "'concise+humorous+polite' is not two poles of different attributes; write them like concise,humorous",
         ),
     ],
 )
@@ -108,9 +107,7 @@ def test_rows_compare_two_answers_to_one_prompt_that_differ_and_never_twice():
 
 def test_about_one_choice_in_twenty_is_flipped_but_none_in_test():
     rows = draw(ALL_KINDS, people_per_kind=2, split_by_prompt=True)
-    flipped = {
-        split: np.mean([gap(row) < 0 for row in rows if row.split == split]) for split in ("adapt", "test")
-    }
+    flipped = {split: np.mean([gap(row) < 0 for row in rows if row.split == split]) for split in ("adapt", "test")}
     assert flipped["test"] == 0
     # Four standard errors of a share of 13,440.
     assert flipped["adapt"] == pytest.approx(0.05, abs=0.0075)
@@ -183,9 +180,7 @@ def test_wrong_numbers_are_refused(options, message):
 
 def test_more_comparisons_than_pairs_are_refused():
     with pytest.raises(InputError) as error:
-        simulate(
-            [("concise", "humorous")], [], people_per_kind=1, comparisons=1, seed=0, split_by_prompt=True
-        )
+        simulate([("concise", "humorous")], [], people_per_kind=1, comparisons=1, seed=0, split_by_prompt=True)
     assert str(error.value) == (
         "1 comparisons are more than the 0 pairs of answers that differ for a person; "
         "ask for fewer or give more prompts"

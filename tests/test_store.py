@@ -2,6 +2,7 @@
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,19 @@ from hypothesis.extra import numpy as hnp
 
 from palate.errors import FeedbackError, InputError, StoreError
 from palate.feedback import Comparison, Rating, Reply
+from palate.rewards.elicitation import Query
 from palate.store import Store, tables
 from palate.store.database import READ, WRITE
 
 NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
 MODEL = "f1"
-ASKED: dict[str, Any] = {
-    "prompt": "How do I boil an egg?",
-    "response_a": "Nine minutes.",
-    "response_b": "Gently, with love.",
-    "expected_information": 0.5,
-    "strategy": "bald",
-}
+ASKED = Query(
+    prompt="How do I boil an egg?",
+    response_a="Nine minutes.",
+    response_b="Gently, with love.",
+    rows=(3, 0),
+    expected_information=0.5,
+)
 
 
 @pytest.fixture
@@ -114,9 +116,7 @@ def test_an_unknown_tenant_is_refused(store):
 
 # Evidence
 
-words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).map(
-    "x{}".format
-)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).map("x{}".format)
 texts = words | st.lists(st.fixed_dictionaries({"role": words, "content": words}), min_size=1)
 shares = st.floats(0, 1)
 common = {
@@ -189,9 +189,7 @@ def test_an_id_stands_for_one_thing(store, ann, other):
 def test_evidence_of_another_user_is_refused(store, ann):
     with pytest.raises(InputError) as caught:
         store.append(ann, said(user="bob"))
-    assert (
-        str(caught.value) == "Evidence of user 'bob' cannot be given to user 'ann'; append it to its own user"
-    )
+    assert str(caught.value) == "Evidence of user 'bob' cannot be given to user 'ann'; append it to its own user"
 
 
 def test_evidence_can_be_withdrawn_once(store, ann):
@@ -220,20 +218,35 @@ def test_every_change_of_the_evidence_is_counted(store, ann):
 
 def test_there_is_one_open_query(store, ann):
     assert store.open_query(ann, MODEL) is None
-    query = store.ask(ann, MODEL, **ASKED, pool_index=(3, 0))
-    assert store.ask(ann, MODEL, **{**ASKED, "prompt": "Another?"}) == query == store.open_query(ann, MODEL)
-    assert {name: getattr(query, name) for name in ASKED} == ASKED
+    query = store.ask(ann, MODEL, ASKED, strategy="bald")
+    assert (
+        store.ask(ann, MODEL, replace(ASKED, prompt="Another?"), strategy="bald")
+        == query
+        == store.open_query(ann, MODEL)
+    )
+    shown = (query.prompt, query.response_a, query.response_b, query.expected_information, query.strategy)
+    assert shown == (ASKED.prompt, ASKED.response_a, ASKED.response_b, 0.5, "bald")
     assert (query.seq, query.pool_index, query.answered_at, query.choice) == (1, (3, 0), None, None)
     store.answer(query.id, "a")
     assert store.open_query(ann, MODEL) is None
-    second = store.ask(ann, MODEL, **ASKED)
-    assert (second.seq, second.pool_index) == (2, None)
+    second = store.ask(ann, MODEL, ASKED, strategy="bald")
+    assert (second.seq, second.pool_index) == (2, (3, 0))
     assert [q.seq for q in store.queries(ann, MODEL)] == [1, 2]
     assert store.queries(ann, "f2") == []
 
 
+def test_a_query_chosen_on_old_evidence_is_not_put(store, ann):
+    assert store.ask(ann, MODEL, ASKED, strategy="bald", after=1) is None
+    first = store.ask(ann, MODEL, ASKED, strategy="bald", after=0)
+    # While one is open, it is the question, whoever asks.
+    assert store.ask(ann, MODEL, ASKED, strategy="bald", after=0) == first
+    store.answer(first.id, "skip")
+    assert store.ask(ann, MODEL, ASKED, strategy="bald", after=0) is None
+    assert store.queries(ann, MODEL)[-1].id == first.id
+
+
 def test_the_database_itself_refuses_a_second_open_query(store, ann, url):
-    query = store.ask(ann, MODEL, **ASKED)
+    query = store.ask(ann, MODEL, ASKED, strategy="bald")
     with pytest.raises(StoreError) as caught, store._database.transaction(WRITE) as db:
         row = db.execute(tables.query.select().where(tables.query.c.id == query.id)).one()._mapping
         db.execute(tables.query.insert().values(**{**row, "id": "other", "seq": 2}))
@@ -246,7 +259,7 @@ def test_the_database_itself_refuses_a_second_open_query(store, ann, url):
 def test_all_who_ask_at_once_get_one_query(store, ann, url):
     def ask(number):
         with Store.open(url) as own:
-            return own.ask(ann, MODEL, **{**ASKED, "prompt": str(number)})
+            return own.ask(ann, MODEL, replace(ASKED, prompt=str(number)), strategy="bald")
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(ask, range(8)))) == 1
@@ -255,13 +268,13 @@ def test_all_who_ask_at_once_get_one_query(store, ann, url):
 @pytest.mark.parametrize(
     ("choice", "chosen", "rejected", "strength", "position"),
     [
-        ("a", ASKED["response_a"], ASKED["response_b"], 1.0, "a"),
-        ("b", ASKED["response_b"], ASKED["response_a"], 1.0, "b"),
-        ("tie", ASKED["response_a"], ASKED["response_b"], 0.5, "a"),
+        ("a", ASKED.response_a, ASKED.response_b, 1.0, "a"),
+        ("b", ASKED.response_b, ASKED.response_a, 1.0, "b"),
+        ("tie", ASKED.response_a, ASKED.response_b, 0.5, "a"),
     ],
 )
 def test_an_answer_is_a_comparison(store, ann, choice, chosen, rejected, strength, position):
-    query = store.ask(ann, MODEL, **ASKED)
+    query = store.ask(ann, MODEL, ASKED, strategy="bald")
     answered = store.answer(query.id, choice)
     assert (answered.choice, answered.asked_at) == (choice, query.asked_at)
     assert answered == store.answer(query.id, choice)
@@ -269,7 +282,7 @@ def test_an_answer_is_a_comparison(store, ann, choice, chosen, rejected, strengt
     assert (evidence.id, evidence.query_id, evidence.created_at) == (query.id, query.id, answered.answered_at)
     assert evidence.record == Comparison(
         user_id="ann",
-        prompt=ASKED["prompt"],
+        prompt=ASKED.prompt,
         chosen=chosen,
         rejected=rejected,
         strength=strength,
@@ -279,14 +292,14 @@ def test_an_answer_is_a_comparison(store, ann, choice, chosen, rejected, strengt
 
 
 def test_a_skipped_query_says_nothing(store, ann):
-    query = store.ask(ann, MODEL, **ASKED)
+    query = store.ask(ann, MODEL, ASKED, strategy="bald")
     assert store.answer(query.id, "skip").choice == "skip"
     assert store.evidence(ann) == []
     assert store.open_query(ann, MODEL) is None
 
 
 def test_wrong_answers_are_refused(store, ann):
-    query = store.ask(ann, MODEL, **ASKED)
+    query = store.ask(ann, MODEL, ASKED, strategy="bald")
     with pytest.raises(InputError) as invalid:
         store.answer(query.id, "c")
     with pytest.raises(StoreError) as unknown:
@@ -304,10 +317,10 @@ def test_wrong_answers_are_refused(store, ann):
 
 def test_a_query_that_could_not_be_answered_is_not_asked(store, ann):
     with pytest.raises(FeedbackError) as caught:
-        store.ask(ann, MODEL, **{**ASKED, "response_b": ASKED["response_a"]})
+        store.ask(ann, MODEL, replace(ASKED, response_b=ASKED.response_a), strategy="bald")
     assert str(caught.value) == "chosen and rejected are the same, which tells nothing; leave the row out"
     with pytest.raises(StoreError) as unknown:
-        store.ask(ann, "f2", **ASKED)
+        store.ask(ann, "f2", ASKED, strategy="bald")
     assert str(unknown.value) == "Unknown model: 'f2'; register it with Store.register_model first"
     assert store.queries(ann, MODEL) == []
 
@@ -349,8 +362,7 @@ def test_a_posterior_must_fit(store, ann):
     with pytest.raises(InputError) as caught:
         store.save_posterior(ann, MODEL, np.zeros(2), np.eye(3), evidence_count=0, expected_version=0)
     assert str(caught.value) == (
-        "Covariance of shape (3, 3) does not fit a mean of shape (2,); "
-        "give means (..., J) and covariances (..., J, J)"
+        "Covariance of shape (3, 3) does not fit a mean of shape (2,); give means (..., J) and covariances (..., J, J)"
     )
     with pytest.raises(StoreError) as unknown:
         store.save_posterior(ann, "f2", np.zeros(2), np.eye(2), evidence_count=0, expected_version=0)
@@ -370,7 +382,7 @@ def test_nothing_of_someone_forgotten_is_left_in_the_files(store, path):
     store.append(bob, said("Mine stays.", user="bob"))
     secret = store.ensure_user("sécret-ann")
     for number in range(50):  # more than one page of everything
-        query = store.ask(secret, MODEL, **{**ASKED, "prompt": f"sécret {number} " * 50})
+        query = store.ask(secret, MODEL, replace(ASKED, prompt=f"sécret {number} " * 50), strategy="bald")
         store.answer(query.id, "a")
         reply = Reply(user_id="sécret-ann", prompt="", completion="x", reply=f"sécret {number} " * 50)
         store.append(secret, reply, evidence_id=f"sécret-{number}")
@@ -390,9 +402,7 @@ def test_who_is_forgotten_is_not_followed_into_the_next_user(store, ann):
     assert bob.id != ann.id
     with pytest.raises(StoreError) as caught:
         store.append(ann, said())
-    assert str(caught.value) == (
-        f"User number {ann.id} is not in the store any more; get it from Store.ensure_user"
-    )
+    assert str(caught.value) == (f"User number {ann.id} is not in the store any more; get it from Store.ensure_user")
 
 
 def test_traces_that_a_reader_holds_are_scrubbed_later(store, ann, path, url):

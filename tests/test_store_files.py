@@ -153,9 +153,7 @@ def test_the_url_comes_from_the_environment_or_is_palate_db(tmp_path, monkeypatc
 def test_a_missing_database_is_not_made_unasked(path, url):
     with pytest.raises(StoreError) as caught:
         Store.open(url, create=False)
-    assert (
-        str(caught.value) == f"No Palate database at {url!r}; name another, or let it be made (create=True)"
-    )
+    assert str(caught.value) == f"No Palate database at {url!r}; name another, or ask somebody first (palate onboard)"
     assert not path.exists()
     Store.open(url).close()
     Store.open(url, create=False).close()
@@ -183,9 +181,7 @@ def test_a_folder_must_exist(tmp_path):
     url = f"sqlite:///{tmp_path / 'nowhere' / 'palate.db'}"
     with pytest.raises(StoreError) as caught:
         Store.open(url)
-    assert str(caught.value) == (
-        f"Database {url!r} cannot be opened; check that its folder exists and can be written"
-    )
+    assert str(caught.value) == (f"Database {url!r} cannot be opened; check that its folder exists and can be written")
 
 
 def test_a_folder_must_be_writable(tmp_path, url):
@@ -194,9 +190,7 @@ def test_a_folder_must_be_writable(tmp_path, url):
         pytest.skip("the superuser may write anywhere")
     with pytest.raises(StoreError) as caught:
         Store.open(url)
-    assert str(caught.value) == (
-        f"Database {url!r} cannot be opened; check that its folder exists and can be written"
-    )
+    assert str(caught.value) == (f"Database {url!r} cannot be opened; check that its folder exists and can be written")
 
 
 def test_a_read_only_database_can_be_read(store, ann, path):
@@ -207,9 +201,7 @@ def test_a_read_only_database_can_be_read(store, ann, path):
         with pytest.raises(StoreError) as caught:
             reader.append(ann, said())
     shown = url.replace("file:", "file%3A")
-    assert (
-        str(caught.value) == f"Database {shown!r} cannot be written; allow writing to the file and its folder"
-    )
+    assert str(caught.value) == f"Database {shown!r} cannot be written; allow writing to the file and its folder"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from palate.bench.indexed import new_people
+from palate.bench.unseen import new_people
 from palate.rewards.baselines import bradley_terry, per_user
 from palate.rewards.evaluation import Figures, NewPeople, measure
 from palate.rewards.factorization import Choices, Penalties

@@ -69,8 +69,7 @@ def run(
         raise InputError(f"The encoder's benchmark takes no data, got {str(data)!r}; leave --data out")
     rng = np.random.default_rng(seed)
     texts = [answer.text for answer in load_answers()]
-    figures = throughput(
-        load_encoder(), [texts[i] for i in rng.choice(len(texts), 64 if quick else 256, replace=False)]
-    )
+    drawn = rng.choice(len(texts), 64 if quick else 256, replace=False)
+    figures = throughput(load_encoder(), [texts[i] for i in drawn])
     rows = [[name.replace("_", " "), f"{value:.3g}"] for name, value in figures.items()]
     return Result("encoder", figures, f"# Encoder\n\n{markdown(['', 'figure'], rows)}")

@@ -139,8 +139,9 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / f"{name}.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
         _replace(folder / f"{name}.md", page.encode())
-        for kind in ("svg", "png") if picture else ():
-            _replace(folder / f"{name}.{kind}", draw(picture, figures, kind))
+        if picture:
+            for kind in ("svg", "png"):
+                _replace(folder / f"{name}.{kind}", draw(picture, figures, kind))
     except OSError as error:
         raise InputError(
             f"Cannot write figures to {str(folder)!r}: {(error.strerror or str(error)).lower()}; name another folder"

@@ -111,3 +111,9 @@ def plain(text: "Text") -> str:
         else c
         for c in as_text(text)
     )
+
+
+def short(text: "Text", length: int = 160) -> str:
+    """A text on one line, cut where it is longer."""
+    line = " ".join(plain(text).split())
+    return line if len(line) <= length else line[: length - 1] + "…"

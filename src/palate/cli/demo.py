@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palate.cli.common import JsonOption, SeedOption, plain, print_json, progress, stderr, stdout
-from palate.cli.people import Asking, as_object, ask, register, show
+from palate.cli.common import JsonOption, SeedOption, print_json, progress, short, stderr, stdout
+from palate.cli.people import as_object, ask, ask_on, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,10 +43,10 @@ def demo(
 ) -> None:
     """Learn from 112 bundled people, ask you ten questions, show your taste, and rank unseen answers your way."""
     from palate.bench.people import Person, parse_kind
-    from palate.rewards import DEFAULT_STRATEGY, explain
+    from palate.rewards import explain
     from palate.rewards.picture import draw_taste
     from palate.store import Store
-    from palate.store.beliefs import posterior_of
+    from palate.store.interview import posterior_of, register
 
     if simulate is None and not sys.stdin.isatty():
         simulate = "concise,humorous"
@@ -67,13 +67,15 @@ def demo(
             # A simulated person is new every time; a real one goes on where they stopped.
             store.forget(user)
             user = store.ensure_user(person.name)
-        asking = Asking(store, model, user, DEFAULT_STRATEGY, seed)
         if person is None:
             console.print(f"\nNow {QUESTIONS} questions, chosen for you. There is no wrong answer.")
-            asking.run(QUESTIONS, 0.0, lambda query, at: ask(console, query, at, QUESTIONS))
         else:
             console.print(f"\nA simulated person who likes {' and '.join(person.kind)} answers is asked:")
-            asking.run(QUESTIONS, 0.0, lambda query, at: _answer(console, person, query, at))
+
+        def answer(query: "StoredQuery", number: int) -> "Choice | None":
+            return _answer(console, person, query, number) if person else ask(console, query, number, QUESTIONS)
+
+        ask_on(store, model, user, answer, answers=QUESTIONS, seed=seed)
         belief = posterior_of(store, model, user)
     told = explain(model, belief)
     console.print()
@@ -111,7 +113,7 @@ def _answer(console: "Console", person: "Person", query: "StoredQuery", number: 
     shown = [answers[str(query.prompt), str(text)] for text in (query.response_a, query.response_b)]
     a, b = person.reward(shown)
     choice: Choice = "tie" if a == b else "a" if a > b else "b"
-    console.print(f"  {number:2}. {_line(query.prompt, 60)}  →  {choice}", markup=False)
+    console.print(f"  {number:2}. {short(query.prompt, 60)}  →  {choice}", markup=False)
     return choice
 
 
@@ -152,11 +154,6 @@ def _show_changed(console: "Console", answers: list["Answer"], before: "Ints", a
     for generic, own in [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]][:at_most]:
         console.print("\nAsked", Text(answers[own].prompt, style="cyan"))
         console.print("people in general are given")
-        console.print(Text("  " + _line(answers[generic].text, 300), style="dim"))
+        console.print(Text("  " + short(answers[generic].text, 300), style="dim"))
         console.print("and this person is given")
-        console.print(Text("  " + _line(answers[own].text, 300), style="green"))
-
-
-def _line(text: object, length: int) -> str:
-    line = " ".join(plain(str(text)).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
+        console.print(Text("  " + short(answers[own].text, 300), style="green"))

@@ -57,8 +57,10 @@ def fit(
     """Learn base rewards and the population prior from people's comparisons."""
     from palate.encoders import load_encoder
     from palate.rewards import fit as fit_model
+    from palate.rewards.folder import check_target
 
     started = time.perf_counter()
+    check_target(output)
     said = read(feedback, skip_bad_lines)
     if said.replies:
         note(f"{len(said.replies):,} replies are left out; a fit reads comparisons and ratings")

@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from palate.cli.common import (
     note,
     plain,
     print_json,
+    short,
     stderr,
     stdout,
 )
@@ -54,97 +55,63 @@ def onboard(
     """
     from palate.rewards import RewardModel, explain
     from palate.store import Store
-    from palate.store.beliefs import posterior_of
+    from palate.store.interview import posterior_of, register
 
     reward_model = RewardModel.load(model)
     with Store.open(database) as store:
         register(store, reward_model, model)
         person = store.ensure_user(user)
         console = stderr() if as_json else stdout()
-        asking = Asking(store, reward_model, person, query_strategy, seed)
-        answered = asking.run(questions, stop_below, lambda query, at: ask(console, query, at, questions))
+        answered, done = ask_on(
+            store,
+            reward_model,
+            person,
+            lambda query, at: ask(console, query, at, questions),
+            answers=questions,
+            stop_below=stop_below,
+            query_strategy=query_strategy,
+            seed=seed,
+        )
         told = explain(reward_model, posterior_of(store, reward_model, person))
     if as_json:
-        print_json({"user": user, "answered": answered, "done": asking.done, **as_object(told)})
+        print_json({"user": user, "answered": answered, "done": done, **as_object(told)})
         return
     console.print(f"\n[bold]{told.words}[/]")
-    if not asking.done:
+    if not done:
         console.print(f"{answered} of {questions} answered; the same command goes on from here.")
     elif answered < questions:
         console.print(f"After {answered} answers no question is left that would tell {stop_below:g} nats or more.")
 
 
-class Asking:
-    """Questions to one stored person, one at a time: what is answered is kept before the next is chosen."""
+def ask_on(
+    store: "Store",
+    model: "RewardModel",
+    user: "User",
+    answer: Callable[["StoredQuery", int], "Choice | None"],
+    **options: Any,
+) -> tuple[int, bool]:
+    """Put question after question until there is no more to ask, or `answer` gives None.
 
-    def __init__(self, store: "Store", model: "RewardModel", user: "User", query_strategy: str, seed: int) -> None:
-        self.store, self.model, self.user = store, model, user
-        self.query_strategy, self.seed = query_strategy, seed
-        self.done = False
+    Args:
+        store: where each answer is kept before the next question is chosen.
+        model: whose known answers are asked about.
+        user: who is asked.
+        answer: called with the question and its number.
+        options: of `palate.store.interview.next_question`.
 
-    def run(self, questions: int, stop_below: float, answer: Callable[["StoredQuery", int], "Choice | None"]) -> int:
-        """Ask until so many answers are there, the next would tell too little, or `answer` gives None.
+    Returns:
+        How many answers there are, earlier ones included, and whether all was asked.
+    """
+    from palate.store.interview import next_question
 
-        Returns:
-            How many answers there are, earlier ones included; skipped questions are none.
-        """
-        while True:
-            asked = self.store.queries(self.user, self.model.fingerprint)
-            answered = sum(query.choice in ("a", "b", "tie") for query in asked)
-            if answered >= questions:
-                self.done = True
-                return answered
-            query = self._next(asked, stop_below)
-            if query is None:
-                self.done = True
-                return answered
-            choice = answer(query, answered + 1)
-            if choice is None:
-                return answered
-            self.store.answer(query.id, choice)
-
-    def _next(self, asked: list["StoredQuery"], stop_below: float) -> "StoredQuery | None":
-        import numpy as np
-
-        from palate.rewards.elicitation import next_query, pairs_in
-        from palate.store.beliefs import posterior_of
-
-        if asked and asked[-1].choice is None:
-            return asked[-1]
-        evidence = [said.record for said in self.store.evidence(self.user)]
-        done = pairs_in(self.model, evidence) + [frozenset(query.pool_index) for query in asked if query.pool_index]
-        query = next_query(
-            self.model,
-            posterior_of(self.store, self.model, self.user),
-            asked=done,
-            last_prompt=asked[-1].prompt if asked else None,
-            query_strategy=self.query_strategy,
-            # Sides and draws differ from question to question, and are the same when asked again.
-            rng=np.random.default_rng([self.seed, self.user.id, len(asked)]),
-        )
-        if query is None or query.expected_information < stop_below:
-            return None
-        return self.store.ask(
-            self.user,
-            self.model.fingerprint,
-            prompt=query.prompt,
-            response_a=query.response_a,
-            response_b=query.response_b,
-            expected_information=query.expected_information,
-            strategy=self.query_strategy,
-            pool_index=query.rows,
-        )
-
-
-def register(store: "Store", model: "RewardModel", path: Path) -> None:
-    """Make the model known to the store."""
-    store.register_model(
-        model.fingerprint,
-        path=str(path.resolve()),
-        encoder=model.encoder_name,
-        encoder_revision=model.encoder_revision,
-        rank=model.n_rewards,
-    )
+    while True:
+        query, answered = next_question(store, model, user, **options)
+        if query is None:
+            return answered, True
+        choice = answer(query, answered + 1)
+        if choice is None:
+            return answered, False
+        store.answer(query.id, choice)
 
 
 def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -> "Choice | None":
@@ -173,7 +140,7 @@ def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -
 
 
 def _belief(store: "Store", model: "RewardModel", path: Path, user: str, database: str | None) -> "Gaussian":
-    from palate.store.beliefs import posterior_of
+    from palate.store.interview import posterior_of, register
 
     person = store.user(user)
     if person is None:
@@ -297,7 +264,7 @@ def show(console: "Console", told: "Explanation", axes: int = 3) -> None:
         from rich.text import Text as Styled
 
         console.print("\nFor", Styled(plain(told.example.prompt), style="cyan"))
-        console.print(f"they would be given (sure to {told.example.preferred:.0%})")
+        console.print(f"they would be given ({told.example.preferred:.0%} sure that they like it better)")
         console.print(Styled("  " + plain(told.example.personal), style="green"))
         console.print("where people in general would be given")
         console.print(Styled("  " + plain(told.example.generic), style="dim"))
@@ -307,12 +274,7 @@ def show(console: "Console", told: "Explanation", axes: int = 3) -> None:
         name = ", ".join(axis.words) or "no named style"
         console.print(f"\nBase reward ({name}), weight {axis.weight:+.2f} ± {axis.deviation:.2f}")
         for sign, ends in (("+", axis.high), ("−", axis.low)):
-            console.print(Styled(f"  {sign} " + _short(ends[0][1])))
-
-
-def _short(text: "Text", length: int = 160) -> str:
-    line = " ".join(plain(text).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
+            console.print(Styled(f"  {sign} " + short(ends[0][1])))
 
 
 def as_object(told: "Explanation") -> dict[str, object]:

@@ -50,4 +50,6 @@ def load_encoder(
             f"Device {device!r} cannot be used: it must be one that PyTorch finds on this machine; give 'cpu'"
         ) from error
     file = (cache_dir or default_cache_dir()) / f"{revision}-{LAYOUT}.sqlite3"
+    # A folder is found again from anywhere.
+    name = str(folder.resolve()) if Path(name).is_dir() else name
     return SentenceEncoder(name, revision, folder, model, tokenizer, VectorCache(file) if cache else None)

@@ -129,7 +129,7 @@ def cross_fit(
     aucs = {t: np.concatenate([_auc(fold, t, found) for fold in held_out]) for t in _ANSWERS}
     return replace(
         found,
-        log_loss=losses(found),
+        log_loss={t: loss for t, loss in losses(found).items() if rows[t]},
         auc={t: float(np.nanmean(auc)) for t, auc in aucs.items() if np.isfinite(auc).any()},
         people=sum(fold.after[0].n_users for fold in held_out),
     )

@@ -180,21 +180,6 @@ def calibration_error(p: Floats, bins: int = 10) -> float:
     return float(sum(abs(np.sum(both[part]) - np.sum(happened[part])) for part in parts) / max(len(both), 1))
 
 
-def bootstrap_interval(
-    values: Floats, *, seed: int = 0, draws: int = 2_000, level: float = 0.95
-) -> tuple[float, float]:
-    """Bootstrap confidence interval of a mean over people (percentiles, Efron 1979).
-
-    Example:
-        >>> bootstrap_interval(np.full(10, 0.8))
-        (0.8, 0.8)
-    """
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return round(float(low), 12), round(float(high), 12)
-
-
 class Evaluation(TypedDict):
     """What `palate evaluate --json` prints; inner keys are numbers of answers as strings."""
 

@@ -17,7 +17,8 @@ from palate.rewards.posterior import Floats, Gaussian, Ints
 _RIDGE = 0.05  # share of the number of answers: styles are correlated
 # Over 28 simulated kinds of people after ten answers, 4 in 5 of the two true poles pass "likely" and 1 in 8 of the
 # five other styles do (docs/log.md).
-_SURE, _LIKELY, _LARGE = 0.95, 0.8, 0.33
+# A style is spoken of once answers narrowed it down: before, it is the population's taste.
+_SURE, _LIKELY, _LARGE, _HEARD = 0.95, 0.8, 0.33, 0.95
 
 
 @dataclass(frozen=True)
@@ -150,17 +151,17 @@ def in_words(styles: list[StyleTaste]) -> str:
         ...           StyleTaste("formal", "informal", 0.1, 0.5, 0.0, 0.8)])
         'Prefers concise answers. Nothing clear yet on formal or informal.'
     """
-    telling = [s for s in styles if abs(s.liking) >= _LARGE * s.spread]
+    heard = [s for s in styles if s.deviation <= _HEARD * s.spread]
+    telling = [s for s in heard if abs(s.liking) >= _LARGE * s.spread]
     sure = [s.word for s in telling if s.certainty >= _SURE]
     likely = [s.word for s in telling if _LIKELY <= s.certainty < _SURE]
     open_ = [f"{s.high} or {s.low}" for s in styles if s.certainty < _LIKELY and s.deviation >= 0.5 * s.spread]
-    sentences = []
-    if sure:
-        sentences.append(f"Prefers {_listed(sure)} answers.")
+    if not sure and not likely:
+        return "No clear taste yet."
+    sentences = [f"Prefers {_listed(sure)} answers."] if sure else []
     if likely:
-        sentences.append(f"{'Probably also' if sure else 'Probably prefers'} {_listed(likely)} ones.")
-    if not sentences:
-        sentences.append("No taste of their own is clear yet.")
+        words = _listed(likely)
+        sentences.append(f"Probably also {words} ones." if sure else f"Probably prefers {words} answers.")
     if open_:
         sentences.append(f"Nothing clear yet on {_listed(open_)}.")
     return " ".join(sentences)

@@ -26,8 +26,7 @@ def save(model: RewardModel, path: str | Path) -> None:
         ModelError: the folder cannot be written (read-only, disk full).
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and _replaceable({entry.name for entry in path.iterdir()})):
-        raise InputError(f"{str(path)!r} is not a reward model's folder and is not empty; name another")
+    check_target(path)
     place = path.resolve()  # a link stays, what it leads to is replaced
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +49,19 @@ def save(model: RewardModel, path: str | Path) -> None:
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_target(path: str | Path) -> None:
+    """Find out, before a long fit, whether its model may be written there.
+
+    Raises:
+        InputError: the path is a file or lies below one, or is a folder that holds something else.
+    """
+    path = Path(path)
+    if file := next((parent for parent in path.parents if parent.is_file()), None):
+        raise InputError(f"{str(path)!r} lies below the file {str(file)!r}; name a folder")
+    if path.exists() and not (path.is_dir() and _replaceable({entry.name for entry in path.iterdir()})):
+        raise InputError(f"{str(path)!r} is not a reward model's folder and is not empty; name another")
 
 
 def _replaceable(names: set[str]) -> bool:
@@ -92,6 +104,7 @@ def _write(model: RewardModel, folder: Path) -> None:
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(model), encoding="utf-8")
+    (folder / TENSORS).chmod(0o644)  # safetensors keeps others out, too
 
 
 def load(path: str | Path) -> RewardModel:

@@ -206,7 +206,8 @@ def laplace_posterior(
     for _ in range(max_steps):
         slope = negative_log_likelihood(logit, label, lapse)[1]
         gradient = observations.sum_by_user((weight * slope)[:, None] * v) + (lam - prior.mean) @ precision
-        step = _newton_step(observations, gradient, weight * _curvature(logit, label, lapse), precision)
+        curvature = weight * _curvature(logit, label, lapse)
+        step = _newton_step(observations, np.asarray(gradient, np.float64), curvature, precision)
         if np.max(np.abs(step) / scale, initial=0.0) <= tolerance:
             break
         lam, value, logit = _descend(objective, lam, step, value)

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from palate.errors import InputError, StoreError
-from palate.feedback import Comparison, Record, Text
+from palate.feedback import Comparison, Record
+from palate.rewards.elicitation import Query
 from palate.store import rows
 from palate.store import tables as t
 from palate.store.database import READ, WRITE, Database
@@ -61,7 +62,7 @@ class Store:
             revision = None if database.is_missing() else database.revision()
             if revision is None and not create:
                 raise StoreError(
-                    f"No Palate database at {database.name!r}; name another, or let it be made (create=True)"
+                    f"No Palate database at {database.name!r}; name another, or ask somebody first (palate onboard)"
                 )
             if revision != t.HEAD:
                 database.upgrade()
@@ -218,40 +219,31 @@ class Store:
             return rows.open_query(db, user, fingerprint)
 
     def ask(
-        self,
-        user: User,
-        fingerprint: str,
-        *,
-        prompt: Text,
-        response_a: Text,
-        response_b: Text,
-        expected_information: float,
-        strategy: str,
-        pool_index: tuple[int, int] | None = None,
-    ) -> StoredQuery:
+        self, user: User, fingerprint: str, query: Query, *, strategy: str, after: int | None = None
+    ) -> StoredQuery | None:
         """Open a query, unless one is open already: then that one is returned and nothing is written.
 
         Args:
             user: who is asked.
             fingerprint: the reward model that chose the query.
-            prompt: what the responses answer.
-            response_a: shown as A.
-            response_b: shown as B.
-            expected_information: what the answer should tell, in nats.
+            query: what is asked, its sides as they are to be shown.
             strategy: what chose the query.
-            pool_index: where the two responses stand in the pool they were drawn from, A's first.
+            after: how many queries the user had under the model when this one was chosen. If there are more by
+                now, it was chosen on old evidence: nothing is written and None is returned.
 
         Raises:
             FeedbackError: the answer could be no comparison, as when the responses are equal or one is empty.
             StoreError: the model is not registered.
         """
-        Comparison(user_id=user.external_id, prompt=prompt, chosen=response_a, rejected=response_b)
-        pool_a, pool_b = pool_index or (None, None)
+        Comparison(user_id=user.external_id, prompt=query.prompt, chosen=query.response_a, rejected=query.response_b)
         with self._database.transaction(WRITE) as db:
             person = rows.lock(db, user.id)
             if already := rows.open_query(db, user, fingerprint):
                 return already
             rows.require_model(db, fingerprint)
+            seen = sa.select(sa.func.count()).where(rows.about(t.query, user, fingerprint))
+            if after is not None and db.scalar(seen) != after:
+                return None
             asked = sa.select(sa.func.count()).where(t.query.c.user_id == user.id)
             query_id = str(uuid.uuid4())
             values = {
@@ -260,13 +252,13 @@ class Store:
                 "user_id": user.id,
                 "fingerprint": fingerprint,
                 "seq": (db.scalar(asked) or 0) + 1,
-                "prompt": prompt,
-                "response_a": response_a,
-                "response_b": response_b,
-                "pool_a": pool_a,
-                "pool_b": pool_b,
+                "prompt": query.prompt,
+                "response_a": query.response_a,
+                "response_b": query.response_b,
+                "pool_a": query.rows[0],
+                "pool_b": query.rows[1],
                 "strategy": strategy,
-                "expected_information": expected_information,
+                "expected_information": query.expected_information,
                 "asked_at": rows.now(),
             }
             db.execute(t.query.insert().values(values))

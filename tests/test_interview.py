@@ -9,7 +9,7 @@ from tests.support import PlantedEncoder, people
 from palate.feedback import Comparison, Feedback, Rating, Record, Reply
 from palate.rewards import Gaussian, RewardModel, fit
 from palate.store import Store, User
-from palate.store.beliefs import posterior_of
+from palate.store.interview import posterior_of
 
 ROWS = people(prompts=slice(0, 6), comparisons=20)
 
