@@ -189,7 +189,7 @@ def laplace_posterior(
         >>> laplace_posterior(said, prior).mean.round(3)
         array([[0.715, 0.   ]])
     """
-    precision = np.linalg.inv(prior.cov)
+    precision = np.asarray(np.linalg.inv(prior.cov), np.float64)
     scale = np.sqrt(np.diag(prior.cov))
     v, label, weight, user = observations.v, observations.label, observations.weight, observations.user
 
@@ -207,12 +207,13 @@ def laplace_posterior(
         slope = negative_log_likelihood(logit, label, lapse)[1]
         gradient = observations.sum_by_user((weight * slope)[:, None] * v) + (lam - prior.mean) @ precision
         curvature = weight * _curvature(logit, label, lapse)
-        step = _newton_step(observations, np.asarray(gradient, np.float64), curvature, precision)
+        step = _newton_step(observations, gradient, curvature, precision)
         if np.max(np.abs(step) / scale, initial=0.0) <= tolerance:
             break
         lam, value, logit = _descend(objective, lam, step, value)
     fisher = negative_log_likelihood(logit, label, lapse)[2]
-    return Gaussian(lam, np.linalg.inv(observations.outer_by_user(weight * fisher) + precision))
+    covariance = np.linalg.inv(observations.outer_by_user(weight * fisher) + precision)
+    return Gaussian(lam, np.asarray(covariance, np.float64))
 
 
 def _curvature(logit: Floats, label: Floats, lapse: float) -> Floats:
