@@ -247,6 +247,20 @@ def test_a_long_text_is_read_in_batches_of_bounded_size(tiny: SentenceEncoder) -
     assert np.isfinite(features).all()
 
 
+def test_a_window_holds_no_more_than_the_positions_past_the_padding_token(tiny_folder: Path, tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "roberta")
+    small = RobertaConfig(
+        vocab_size=18, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=16, pad_token_id=1,
+    )  # fmt: skip
+    RobertaModel(small).save_pretrained(folder)
+    encoder = load_encoder(str(folder), cache=False, device="cpu")
+    assert encoder.tokenizer.truncation and encoder.tokenizer.truncation["max_length"] == 14
+    assert np.isfinite(encoder.encode(["tea"], ["tea is hot " * 20])).all()
+
+
 def test_no_pairs_give_no_rows(tiny: SentenceEncoder) -> None:
     assert tiny.encode([], []).shape == (0, tiny.width)
 

@@ -505,7 +505,7 @@ replies = st.fixed_dictionaries(
 
 @given(
     st.lists(comparisons | ratings | replies, min_size=1, max_size=5),
-    st.sampled_from(["a.jsonl", "a.json.gz"]),
+    st.sampled_from(["a.jsonl", "a.json.gz", "A.JSONL.GZ"]),
 )
 def test_what_is_written_is_read_back(tmp_path_factory, records, name):
     path = tmp_path_factory.getbasetemp() / name

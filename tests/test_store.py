@@ -186,6 +186,16 @@ def test_an_id_stands_for_one_thing(store, ann, other):
     assert [e.record.chosen for e in store.evidence(ann)] == ["Yes."]
 
 
+@pytest.mark.parametrize("evidence_id", ["", "e" * 257])
+def test_an_evidence_id_that_a_database_would_cut_or_that_names_nothing_is_refused(store, ann, evidence_id):
+    with pytest.raises(InputError) as caught:
+        store.append(ann, said(), evidence_id=evidence_id)
+    assert str(caught.value) == (
+        f"Invalid evidence id: {evidence_id!r} has {len(evidence_id)} characters; give 1 to 256, or none"
+    )
+    assert store.evidence(ann) == []
+
+
 def test_evidence_of_another_user_is_refused(store, ann):
     with pytest.raises(InputError) as caught:
         store.append(ann, said(user="bob"))

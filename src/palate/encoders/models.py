@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palate.errors import EncoderError
 
@@ -90,6 +90,12 @@ def load_model(folder: Path) -> "tuple[PreTrainedModel, Tokenizer]":
     # transformers fills what a file lacks with random numbers; only the unused pooler may be absent.
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise _unusable(folder, f"its weights lack {len(missing)!r} tensors, {missing[0]!r} first")
+    positions: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    window: Any = tokenizer.truncation
+    if getattr(positions, "padding_idx", None) is not None:
+        # RoBERTa counts on from the padding token: its 514 positions hold 512 tokens.
+        room = positions.num_embeddings - positions.padding_idx - 1
+        tokenizer.enable_truncation(min(window["max_length"], room))
     return model.float().eval(), tokenizer  # the file may be in half precision
 
 
@@ -114,7 +120,6 @@ def _load_tokenizer(folder: Path, config: "PreTrainedConfig") -> "Tokenizer":
     tokenizer = getattr(wrapper, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         raise _unusable(folder, "it has no fast tokeniser (tokenizer.json)")
-    # The tokeniser's own limit too: RoBERTa's 514 positions hold 512 tokens.
     window = min(getattr(config, "max_position_embeddings", 512), wrapper.model_max_length)
     tokenizer.no_padding()
     tokenizer.enable_truncation(window)

@@ -116,7 +116,7 @@ def write_jsonl(records: Iterable[Record], path: str | Path) -> None:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with gzip.open(part, "wb") if path.suffix == ".gz" else part.open("wb") as file:
+        with gzip.open(part, "wb") if path.suffix.lower() == ".gz" else part.open("wb") as file:
             for record in records:
                 file.write(record.model_dump_json(exclude_defaults=True).encode() + b"\n")
         part.replace(path)
@@ -188,7 +188,7 @@ def _record(row: object) -> Record:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         yield from file
 
 

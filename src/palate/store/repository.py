@@ -174,9 +174,14 @@ class Store:
             The evidence's id.
 
         Raises:
-            InputError: the record is another user's.
+            InputError: the record is another user's, or the id is empty or too long.
             StoreError: the id already stands for something else.
         """
+        if evidence_id is not None and not 1 <= len(evidence_id) <= t.MAX_EXTERNAL_ID:
+            raise InputError(
+                f"Invalid evidence id: {evidence_id!r} has {len(evidence_id)} characters; "
+                f"give 1 to {t.MAX_EXTERNAL_ID}, or none"
+            )
         if record.user_id != user.external_id:
             raise InputError(
                 f"Evidence of user {record.user_id!r} cannot be given to user {user.external_id!r}; "
