@@ -140,14 +140,13 @@ def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -
 
 
 def _belief(store: "Store", model: "RewardModel", path: Path, user: str, database: str | None) -> "Gaussian":
-    from palate.store.interview import posterior_of, register
+    from palate.store.interview import posterior_of
 
     person = store.user(user)
     if person is None:
         asking = ["palate", "onboard", str(path), "--user", user, *(["--database", "..."] if database else [])]
         raise InputError(f"User {user!r} is not in the database; ask them first: {shlex.join(asking)}")
-    register(store, model, path)
-    return posterior_of(store, model, person)
+    return posterior_of(store, model, person, keep=False)  # reading never writes
 
 
 def _candidates(path: Path) -> list["Text"]:

@@ -51,9 +51,10 @@ def next_query(
     asked: Iterable[Pair] = (),
     last_prompt: Text | None = None,
     query_strategy: str = DEFAULT_STRATEGY,
+    stop_below: float = 0.0,
     rng: np.random.Generator,
 ) -> Query | None:
-    """The pair to ask about next; None where every pair was asked.
+    """The pair to ask about next; None where every pair was asked, or none would tell enough.
 
     Args:
         model: whose known answers are asked about.
@@ -61,6 +62,7 @@ def next_query(
         asked: pairs not to ask again.
         last_prompt: not asked about twice in a row while others remain.
         query_strategy: one of `queries.STRATEGIES`.
+        stop_below: nothing is asked once no pair is expected to tell so much, in nats.
         rng: draws the sides, and serves the strategies that draw.
 
     Raises:
@@ -75,7 +77,8 @@ def next_query(
         rows = model.rows_of(last_prompt)
         last = int(model.prompt_number[rows[0]]) if rows else -1
     best = int(choose(score(user, pool.v, model.lapse, rng), available, pool.prompt, np.array(last)))
-    if best < 0:
+    information = expected_information(user, pool.v, model.lapse)
+    if best < 0 or information[available].max() < stop_below:
         return None
     first, second = (int(row) for row in rng.permutation(pool.pairs[best]))
     return Query(
@@ -83,7 +86,7 @@ def next_query(
         response_a=model.known.completions[first],
         response_b=model.known.completions[second],
         rows=(first, second),
-        expected_information=float(expected_information(user, pool.v[best : best + 1], model.lapse)[0]),
+        expected_information=float(information[best]),
     )
 
 

@@ -20,8 +20,8 @@ from palate.rewards.posterior import (
     Gaussian,
     Ints,
     Observations,
-    laplace_posterior,
     negative_log_likelihood,
+    posterior_mode,
 )
 
 # Fixing the population's weight at one: its prior variance while W is fitted.
@@ -111,7 +111,7 @@ def fit_weights(
     ones = np.ones(len(user))
     start = np.zeros((1, z.shape[1]))
     if rank > 1 and choices.n_users > 1:
-        directions = svd_start(z, chosen, rejected, user, choices.n_users, rank - 1)
+        directions = svd_start(z, chosen, rejected, user, choices.n_users, rank - 1, strength)
         start = np.concatenate([start, directions])
     rows = len(start)
     penalty = np.full((rows, 1), penalties.individual)
@@ -124,7 +124,7 @@ def fit_weights(
         w = flat.reshape(rows, -1)
         phi = z @ w.T
         said = Observations(phi[chosen] - phi[rejected], strength, ones, user, choices.n_users)
-        lam = laplace_posterior(said, population, lapse, start=weights_of_people, tolerance=1e-5).mean
+        lam = posterior_mode(said, population, lapse, start=weights_of_people, tolerance=1e-5)
         weights_of_people = lam
         loss, slope, _ = negative_log_likelihood(np.sum(said.v * lam[user], axis=1), strength, lapse)
         value = loss.sum() + 0.5 * np.sum(penalty * w**2) + 0.5 * np.sum(lam[:, 1:] ** 2)
@@ -152,7 +152,7 @@ def fix_gauge(weights: Floats, prior: Gaussian, choices: Choices, z: Floats, lap
     root = np.linalg.cholesky(prior.cov)
     weights, mean = root.T @ weights, np.linalg.solve(root, prior.mean)
     unit = Gaussian(mean, np.eye(len(mean)))
-    people = laplace_posterior(choices.observations(z @ weights.T), unit, lapse).mean - mean
+    people = posterior_mode(choices.observations(z @ weights.T), unit, lapse) - mean
     turn = varimax(people)
     weights, mean = turn.T @ weights, turn.T @ mean
     # Signs: what the population likes points up.

@@ -5,7 +5,7 @@ then rotated onto the principal directions of the fitting answers. The rotation 
 means the same in both; it only makes the fit cheaper.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ BLOCK_SCALE: Mapping[str, float] = {"mean": 1.0, "last": 0.5, "length": 0.3, "co
 # Principal directions are found from at most so many answers, and at most so many are kept.
 _MAX_ROWS = 2_048
 _MAX_DIRECTIONS = 512
+_CHUNK = 4_096
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,12 @@ class Coordinates:
 
     def __call__(self, raw: NDArray[np.float32]) -> Floats:
         """(n, D) raw features → (n, K) coordinates."""
-        return np.asarray((raw - self.offset) @ self.basis, np.float64)
+        return in_chunks(lambda rows: (rows - self.offset) @ self.basis, raw, self.basis.shape[1])
+
+
+def in_chunks(work: Callable[[NDArray[np.float32]], Floats], raw: NDArray[np.float32], width: int) -> Floats:
+    """(n, width) of a map of (n, D) raw features, some rows at a time: in double precision they are bulky."""
+    out = np.empty((len(raw), width))
+    for start in range(0, len(raw), _CHUNK):
+        out[start : start + _CHUNK] = work(raw[start : start + _CHUNK])
+    return out

@@ -116,15 +116,16 @@ def _learn(
 
 
 def _kept(prompts: Sequence[Text]) -> NDArray[np.int64]:
-    """Rows to keep as known answers: whole prompts until the limit is reached."""
+    """Rows to keep as known answers: whole prompts, as many as fit below the limit."""
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(as_text(prompt), []).append(i)
     kept: list[int] = []
     for rows in by_prompt.values():
-        if kept and len(kept) + len(rows) > _MAX_KNOWN:
-            break
-        kept.extend(rows)
+        if len(kept) + len(rows) <= _MAX_KNOWN:
+            kept.extend(rows)
+    if not kept:  # one prompt with more answers than that
+        kept = next(iter(by_prompt.values()))[:_MAX_KNOWN]
     return np.array(kept, np.int64)
 
 

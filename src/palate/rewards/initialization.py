@@ -10,7 +10,7 @@ authors name. So there are two cases:
 2. *None shared*: each person's mean whitened feature difference is a noisy view of their weights in feature
    space; the SVD of these views, each counted by √n, gives the directions in which people differ.
 
-In both, what all people share is taken out first: the population's taste is a base reward of its own (fitting.py).
+In both, what all people share is taken out first: the population's taste is a base reward of its own (factorization.py).
 """
 
 import numpy as np
@@ -30,7 +30,9 @@ def raters_per_pair(left: Ints, right: Ints, user: Ints) -> float:
     return float(np.median(np.unique(people[:, :2], axis=0, return_counts=True)[1]))
 
 
-def svd_start(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int) -> Floats:
+def svd_start(
+    z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int, strength: Floats | None = None
+) -> Floats:
     """Directions in which people differ, most important first.
 
     Args:
@@ -40,41 +42,47 @@ def svd_start(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int,
         user: (N,) who chose, 0 to n_users − 1.
         n_users: U.
         rank: J, how many directions are wanted.
+        strength: (N,) in [0.5, 1]; a comparison counts 2 · strength − 1, a tie nothing. All 1 by default.
 
     Returns:
         (J', K) with J' ≤ min(rank, n_users, K), scaled so that differences z_a − z_b have unit variance along each;
         fewer where people do not differ in so many ways.
     """
     difference = z[chosen] - z[rejected]
+    vote = np.ones(len(user)) if strength is None else 2 * strength - 1
     pairs = np.unique(np.sort(np.stack([chosen, rejected], axis=1), axis=1), axis=0)
     if len(pairs) > rank and raters_per_pair(chosen, rejected, user) >= max(rank, 2):
-        weights = _from_shared_pairs(z, chosen, rejected, user, n_users, rank)
+        weights = _from_shared_pairs(z, chosen, rejected, user, n_users, rank, vote)
     else:
-        weights = _from_user_means(difference, user, n_users, rank)
+        weights = _from_user_means(difference, user, n_users, rank, vote)
     spread = np.std(difference @ weights.T, axis=0)
     telling = spread > 1e-6 * np.linalg.norm(weights, axis=1) * np.sqrt(np.mean(difference**2))
     return np.asarray(weights[telling] / spread[telling, None], np.float64)
 
 
-def _from_user_means(difference: Floats, user: Ints, n_users: int, rank: int) -> Floats:
+def _from_user_means(difference: Floats, user: Ints, n_users: int, rank: int, vote: Floats) -> Floats:
     """Case 2: SVD of everybody's mean whitened difference."""
     covariance = difference.T @ difference / len(difference)
     level = np.trace(covariance) / len(covariance)
     values, vectors = np.linalg.eigh((1 - _SHRINK) * covariance + _SHRINK * level * np.eye(len(covariance)))
     whiten = (vectors / np.sqrt(np.maximum(values, 1e-12))) @ vectors.T
-    counts = np.bincount(user, minlength=n_users)
-    member = csr_array((np.ones(len(user)), (user, np.arange(len(user)))), shape=(n_users, len(user)))
-    views = (member @ (difference - difference.mean(axis=0))) @ whiten / np.sqrt(np.maximum(counts, 1))[:, None]
-    rows = np.linalg.svd(views, full_matrices=False)[2][:rank]
+    votes = csr_array((vote, (user, np.arange(len(user)))), shape=(n_users, len(user)))
+    count = votes.sum(axis=1)
+    shared = (vote @ difference) / max(vote.sum(), 1e-12)
+    views = (votes @ difference - count[:, None] * shared) @ whiten / np.sqrt(np.maximum(count, 1e-12))[:, None]
+    # Right singular vectors, by the smaller of the two Gram matrices: there are more people than features.
+    rows = np.linalg.eigh(views.T @ views)[1].T[::-1][: min(rank, n_users)]
     return np.asarray((_signs(rows)[:, None] * rows) @ whiten, np.float64)
 
 
-def _from_shared_pairs(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int) -> Floats:
+def _from_shared_pairs(
+    z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int, vote: Floats
+) -> Floats:
     """Case 1: soft-impute of the users × pairs matrix, then ridge of its pair factors on feature differences."""
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     pairs, column = np.unique(np.stack([low, high], axis=1), axis=0, return_inverse=True)
     shape = (n_users, len(pairs))
-    sign = np.where(chosen == low, 1.0, -1.0)
+    sign = np.where(chosen == low, vote, -vote)
     # Someone who answered one pair twice counts by the mean of the two.
     total = csr_array((sign, (user, column.ravel())), shape=shape)
     count = csr_array((np.ones(len(sign)), (user, column.ravel())), shape=shape)
@@ -93,10 +101,10 @@ def _from_shared_pairs(z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_us
 
 def _soft_impute(said: csr_array, rank: int) -> Floats:
     """Pair factors (pairs, rank) of the completed matrix; the threshold is half the first J-th singular value."""
-    rows, columns = said.nonzero()
-    if not len(rows):  # all agree on every pair
+    cells = said.tocoo()  # a 0 that was said stays, unlike with nonzero()
+    (rows, columns), values = cells.coords, np.asarray(cells.data, np.float64)
+    if not values.any():  # all agree on every pair
         return np.zeros((said.shape[1], rank))
-    values = np.asarray(said[rows, columns], np.float64)
     u, s, vt = np.zeros((said.shape[0], 1)), np.zeros(1), np.zeros((1, said.shape[1]))
     threshold: float | None = None
     for _ in range(_ROUNDS):

@@ -16,6 +16,7 @@ import numpy as np
 from palate.encoders import Encoder, Progress, load_encoder
 from palate.errors import EncoderError, InputError
 from palate.feedback import Comparison, Rating, Record, Text, as_text
+from palate.rewards.features import in_chunks
 from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import pairs_within_prompts
 
@@ -137,6 +138,9 @@ class RewardModel:
         for row, prompt in enumerate(self.known.prompts):
             self._rows_of_prompt.setdefault(as_text(prompt), []).append(row)
         pairs = pairs_within_prompts(numbers)
+        # A text against a conversation would give away which is which, and is no comparison.
+        plain = np.array([isinstance(text, str) for text in self.known.completions], bool)
+        pairs = pairs[plain[pairs[:, 0]] == plain[pairs[:, 1]]]
         self.pool = Pool(pairs, self.known.phi[pairs[:, 0]] - self.known.phi[pairs[:, 1]], numbers[pairs[:, 0]])
 
     def save(self, path: str | Path) -> None:
@@ -317,4 +321,4 @@ class RewardModel:
 
 def base_rewards(raw: np.ndarray, offset: np.ndarray, weights: np.ndarray) -> Floats:
     """φ = W (e − offset) in double precision: (n, J)."""
-    return np.asarray((raw.astype(np.float64) - offset) @ weights.T.astype(np.float64), np.float64)
+    return in_chunks(lambda rows: (rows.astype(np.float64) - offset) @ weights.T.astype(np.float64), raw, len(weights))

@@ -53,7 +53,7 @@ def draw_taste(styles: Sequence[StyleTaste], path: str | Path, *, title: str) ->
         for spine in side.spines.values():
             spine.set_visible(False)
     axes.set_xlabel("reward of one standard deviation more, in logits")
-    axes.set_title(title, loc="left", fontsize=13, color=_INK)
+    axes.set_title(title, loc="left", fontsize=13, color=_INK, parse_math=False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     base = Path(path)
     if base.suffix in (".svg", ".png"):

@@ -1,7 +1,7 @@
 """How strongly a rating speaks: its slope, its weight, and how much people's levels differ.
 
-Learned on ratings that base rewards were not fitted on: half of each person's ratings, and what they chose, must
-predict the other half. A graded answer can say more than a choice, so the weight is not capped at 1.
+Base rewards are not fitted on ratings, so these can be held against them: half of each person's ratings must predict
+the other half. (The raters may be among the people whose choices were fitted on.) A graded answer can say more than a choice, so the weight is not capped at 1.
 """
 
 from collections.abc import Sequence

@@ -25,8 +25,8 @@ def register(store: Store, model: RewardModel, path: Path) -> None:
     )
 
 
-def posterior_of(store: Store, model: RewardModel, user: User) -> Gaussian:
-    """What is known of a person's weights under a model, and keep it for the next time.
+def posterior_of(store: Store, model: RewardModel, user: User, *, keep: bool = True) -> Gaussian:
+    """What is known of a person's weights under a model, kept for the next time unless `keep` is false.
 
     The count of evidence is read before the evidence itself: what another process appends in between makes the
     kept posterior look old, never new.
@@ -36,14 +36,15 @@ def posterior_of(store: Store, model: RewardModel, user: User) -> Gaussian:
     if stored and stored.evidence_count == count:
         return Gaussian(stored.mean, stored.cov)
     belief = model.posterior([said.record for said in store.evidence(user)])
-    store.save_posterior(
-        user,
-        model.fingerprint,
-        belief.mean,
-        belief.cov,
-        evidence_count=count,
-        expected_version=stored.version if stored else 0,
-    )
+    if keep:
+        store.save_posterior(
+            user,
+            model.fingerprint,
+            belief.mean,
+            belief.cov,
+            evidence_count=count,
+            expected_version=stored.version if stored else 0,
+        )
     return belief
 
 
@@ -64,7 +65,7 @@ def next_question(
         model: whose known answers are asked about.
         user: who is asked.
         answers: so many are wanted; skipped questions are none.
-        stop_below: a question that is expected to tell less, in nats, is not asked.
+        stop_below: nothing more is asked once no question is expected to tell so much, in nats.
         query_strategy: one of `palate.rewards.STRATEGIES`.
         seed: of the sides, and of strategies of chance.
 
@@ -85,10 +86,11 @@ def next_question(
             asked=pairs_in(model, evidence) + [frozenset(query.pool_index) for query in asked if query.pool_index],
             last_prompt=asked[-1].prompt if asked else None,
             query_strategy=query_strategy,
+            stop_below=stop_below,
             # Sides and draws differ from question to question, and are the same when asked again.
             rng=np.random.default_rng([seed, user.id, len(asked)]),
         )
-        if query is None or query.expected_information < stop_below:
+        if query is None:
             return None, answered
         put = store.ask(user, model.fingerprint, query, strategy=query_strategy, after=len(asked))
         # Somebody else asked, and had an answer, while this question was chosen: choose again.
