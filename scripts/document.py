@@ -22,6 +22,9 @@ def _command(name: str, command: Any) -> Iterator[str]:
     yield f"## palate {name}\n"
     yield f"`{' '.join(words)} [options]`\n"
     yield command.help.replace("\n\n", "\n").strip() + "\n"
+    for p in command.params:
+        if p.param_type_name == "argument":
+            yield f"`{p.metavar}`: {p.help}\n"
     yield "| option | meaning | default |"
     yield "| --- | --- | --- |"
     for p in options:

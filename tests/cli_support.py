@@ -106,6 +106,12 @@ class Ran:
         return self.line
 
     @property
+    def usage(self) -> str:
+        """What is wrong with the usage, from the last line on standard error."""
+        assert (self.status, self.out) == (2, ""), self
+        return self.err.splitlines()[-1].removeprefix("Error: Invalid value for ")
+
+    @property
     def line(self) -> str:
         """The one line on standard error, without its mark."""
         assert re.fullmatch(r"palate: .*\n", self.err), self

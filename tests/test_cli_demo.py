@@ -70,7 +70,7 @@ def test_without_a_terminal_it_simulates_and_tells():
 def test_at_a_terminal_it_asks_you_and_goes_on_where_you_stopped():
     first = run(typed="a\nq\n", by_hand=True)
     assert (first.status, first.out.count(ASKED)) == (0, 2)
-    assert "Go on: palate onboard palate-demo/model --user you --database sqlite:///palate-demo/palate.db" in first.out
+    assert "onboard palate-demo/model --user you --database sqlite:///palate-demo/palate.db --questions 20" in first.out
     again = run("--json", typed="b\n" * 9, by_hand=True)
     assert set(again.json) == RESULT
     assert (again.json["simulated"], again.err.count(ASKED)) == (None, 9)
@@ -104,7 +104,7 @@ def test_those_of_the_simulated_kind_are_left_out():
     ],
 )
 def test_a_taste_that_nobody_has(folder, poles, message):
-    assert run("--simulate", poles).failure == message
+    assert run("--simulate", poles).usage == f"'--simulate': {message}"
     assert list(folder.iterdir()) == []
 
 

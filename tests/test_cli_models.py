@@ -141,7 +141,8 @@ ONE_USER = [row for row in PEOPLE if row.user_id == "t0000"]
         ),
         (
             [changed(row, split="test") for row in FEW],
-            "There are 0 comparisons to fit on (split absent or 'train'); give a file with chosen and rejected",
+            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
+            "ratings alone do not do",
         ),
     ],
     ids=["empty", "one user", "ties", "test rows"],
@@ -168,11 +169,9 @@ def test_fit_works_on_contradictions_single_answers_and_odd_texts(tmp_path):
     assert (told["figures"]["users"], told["figures"]["comparisons"]) == (4, 14)
 
 
-@pytest.mark.parametrize("rank", [0, 65])
-def test_fit_refuses_a_rank_out_of_range(tmp_path, rank):
-    assert fit(FEW, tmp_path, "--rank", rank).failure == (
-        f"Rank {rank} is not in 1 to 64; give the number of base rewards to learn"
-    )
+@pytest.mark.parametrize(("rank", "rule"), [(0, "greater than or equal to 1"), (65, "less than or equal to 64")])
+def test_fit_refuses_a_rank_out_of_range(tmp_path, rank, rule):
+    assert fit(FEW, tmp_path, "--rank", rank).usage == f"'--rank': Input should be {rule}"
 
 
 def test_fit_with_an_encoder_that_is_not_there(tmp_path):
@@ -209,7 +208,11 @@ def test_ctrl_c_while_reading_leaves_nothing_behind(tmp_path):
     with pipe.open("w"):
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
-    assert (running.returncode, out, err) == (1, "", "palate: Interrupted; nothing half-done was written\n")
+    assert (running.returncode, out, err) == (
+        1,
+        "",
+        "palate: Interrupted; what was answered is kept, nothing half-done was written\n",
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "more.jsonl"]
 
 
@@ -219,7 +222,7 @@ def test_ctrl_c_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(folder, "card", interrupted)
-    assert fit(FEW, tmp_path).failure == "Interrupted; nothing half-done was written"
+    assert fit(FEW, tmp_path).failure == "Interrupted; what was answered is kept, nothing half-done was written"
     assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
 
 
@@ -299,8 +302,8 @@ def test_evaluate_without_answers_needs_none(tmp_path):
 
 def test_evaluate_with_a_strategy_that_is_not_there(tmp_path):
     data = write(tmp_path / "new.jsonl", new_people())
-    assert palate("evaluate", tiny_model(), data, "--query-strategy", "oracle").failure == (
-        f"Query strategy 'oracle' is not known; choose one of {', '.join(STRATEGIES)}"
+    assert palate("evaluate", tiny_model(), data, "--query-strategy", "oracle").usage == (
+        f"'--query-strategy': 'oracle' is no query strategy; choose one of {', '.join(STRATEGIES)}"
     )
 
 

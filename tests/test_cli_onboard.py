@@ -18,7 +18,7 @@ from palate.feedback import as_text
 from palate.rewards import RewardModel
 from palate.store import Store, StoredEvidence, StoredQuery
 
-ASKED = "[a/b, t alike, s skip, q stop] "
+ASKED = "[a/b, t alike, s skip, q stop; then Enter] "
 
 
 def onboard(folder: Path, *more: object) -> "subprocess.Popen[str]":
@@ -84,7 +84,10 @@ def test_ctrl_c_keeps_the_question_open(tmp_path):
     shown = question(running)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
-    assert (running.returncode, err) == (1, "palate: Interrupted; nothing half-done was written\n")
+    assert (running.returncode, err) == (
+        1,
+        "palate: Interrupted; what was answered is kept, nothing half-done was written\n",
+    )
     assert [query.choice for query in stored(tmp_path)[0]] == [None]
     again = onboard(tmp_path)
     assert question(again) == shown
@@ -154,7 +157,7 @@ def test_in_a_terminal_of_80_columns(tmp_path):
     ("key", "status", "last"),
     [
         ("\x04", 0, "0 of 10 answered; the same command goes on from here."),
-        ("\x03", 1, "palate: Interrupted; nothing half-done was written"),
+        ("\x03", 1, "palate: Interrupted; what was answered is kept, nothing half-done was written"),
     ],
     ids=["ctrl-d", "ctrl-c"],
 )

@@ -17,7 +17,7 @@ from palate.rewards import RewardModel
 from palate.rewards.queries import STRATEGIES
 from palate.store import Store, StoredQuery
 
-ASKED = "Which do you prefer? [a/b, t alike, s skip, q stop] "
+ASKED = "Which do you prefer? [a/b, t alike, s skip, q stop; then Enter] "
 WORDS = "No taste of their own is clear yet."
 EXPLANATION = {"user", "words", "styles", "axes", "example"}
 EVIL = "\x1b[31mred\x07\x00\x9b2J\u202eab [bold]x[/bold] 🍵 שלום"
@@ -160,8 +160,8 @@ def test_a_user_needs_a_name(database, user, message):
 
 
 def test_a_strategy_that_is_not_there(database):
-    assert onboard("--query-strategy", "oracle").failure == (
-        f"Query strategy 'oracle' is not known; choose one of {', '.join(STRATEGIES)}"
+    assert onboard("--query-strategy", "oracle").usage == (
+        f"'--query-strategy': 'oracle' is no query strategy; choose one of {', '.join(STRATEGIES)}"
     )
 
 
@@ -264,7 +264,7 @@ def test_explain_tells_words_styles_and_base_rewards(database):
     lines = ran.out.splitlines()
     assert (lines[0], lines[1].split()) == (told["words"], ["style", "liking", "±", "sure"])
     assert [line.split()[0] for line in lines[2:9]] == [style["word"] for style in told["styles"]]
-    assert ran.out.count("Base reward (") == 3
+    assert ran.out.count(": weight ") == 3
     assert set(told) == EXPLANATION | {"pictures"}
     assert (len(told["axes"]), told["pictures"]) == (4, [])
 

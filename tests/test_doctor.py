@@ -40,7 +40,8 @@ def test_bad_lines():
     bad = ["a.jsonl:3: score 1.7 is not a number in [0, 1]; rescale it", "a.jsonl:9: something"]
     assert found(comparison(user="ann"), comparison(user="bob"), bad_lines=bad)["bad-lines"] == (
         "warning",
-        "Lines that could not be read: 2, first a.jsonl:3: score 1.7 is not a number in [0, 1]; rescale it",
+        "Lines that could not be read: 2; correct them, the first is "
+        "a.jsonl:3: score 1.7 is not a number in [0, 1]; rescale it",
         2,
     )
 

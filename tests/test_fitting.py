@@ -76,11 +76,8 @@ def test_each_text_is_encoded_once():
 def test_progress_goes_through_every_stage():
     told: list[tuple[str, int, int]] = []
     fit(Feedback(comparisons=people(each=1)), PlantedEncoder(), rank=1, progress=lambda *stage: told.append(stage))
-    assert told == [
-        ("Cross-fitting the prior", 0, 2),
-        ("Learning base rewards", 1, 2),
-        ("Learning base rewards", 2, 2),
-    ]
+    folds = [("Cross-fitting", fold, 4) for fold in (1, 2, 3, 4)]
+    assert told == [*folds, ("Learning base rewards", 0, 1), ("Learning base rewards", 1, 1)]
 
 
 def few(*rows: Comparison) -> RewardModel:
@@ -121,11 +118,13 @@ def test_a_rank_out_of_range_is_refused(rank):
     [
         (
             [],
-            "There are 0 comparisons to fit on (split absent or 'train'); give a file with chosen and rejected",
+            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
+            "ratings alone do not do",
         ),
         (
             [comparison(split="test")],
-            "There are 0 comparisons to fit on (split absent or 'train'); give a file with chosen and rejected",
+            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
+            "ratings alone do not do",
         ),
         (
             [comparison("ann"), comparison("ann", prompt="Bye")],

@@ -57,14 +57,15 @@ def _bad_lines(feedback: Feedback) -> Finding | None:
     count = len(feedback.bad_lines)
     if not count:
         return None
-    message = f"Lines that could not be read: {count}, first {feedback.bad_lines[0]}"
+    message = f"Lines that could not be read: {count}; correct them, the first is {feedback.bad_lines[0]}"
     return Finding("bad-lines", "warning", message, count)
 
 
 def _no_records(feedback: Feedback) -> Finding | None:
     if len(feedback):
         return None
-    return Finding("no-records", "problem", "There are no records; collect some feedback.", 0)
+    cause = "every line is bad, correct them" if feedback.bad_lines else "collect some feedback"
+    return Finding("no-records", "problem", f"There are no records; {cause}.", 0)
 
 
 def _one_user(feedback: Feedback) -> Finding | None:

@@ -61,7 +61,7 @@ def seconds_per_answer(model: RewardModel, *, seed: int = 0, pool: int = _POOL) 
 
 def _one_core() -> tuple[AbstractContextManager[object], int]:
     try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
         return nullcontext(), os.cpu_count() or 1
     return threadpool_limits(1), 1

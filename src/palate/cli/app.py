@@ -64,7 +64,7 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code != _INTERRUPTED:
             raise
-        _fail("Interrupted; nothing half-done was written", debug)
+        _fail("Interrupted; what was answered is kept, nothing half-done was written", debug)
     except Exception as error:
         _fail(f"Unexpected {type(error).__name__}: {error}; run again with --debug for where it happened", debug)
 

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from palate.cli.common import JsonOption, SeedOption, print_json, progress, stdout
-from palate.errors import InputError
 
 
 def bench(
@@ -26,7 +25,7 @@ def bench(
     from palate.bench import BENCHMARKS
 
     if name not in BENCHMARKS:
-        raise InputError(f"Benchmark {name!r} is not known; choose one of {', '.join(BENCHMARKS)}")
+        raise typer.BadParameter(f"{name!r} is no benchmark; choose one of {', '.join(BENCHMARKS)}")
     started = time.perf_counter()
     with progress() as told:
         report = BENCHMARKS[name](quick=quick, data=data, seed=seed, progress=told)

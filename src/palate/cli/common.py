@@ -20,6 +20,9 @@ FilesArgument = Annotated[
 ModelArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A reward model's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Same seed, same result.")]
+UnusedSeedOption = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, help="Taken as by every command; nothing is drawn by chance here.")
+]
 SkipOption = Annotated[bool, typer.Option("--skip-bad-lines", help="Count bad lines and go on, instead of stopping.")]
 DatabaseOption = Annotated[
     str | None,
@@ -29,10 +32,22 @@ DatabaseOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _strategy(name: str) -> str:
+    from palate.rewards import STRATEGIES
+
+    if name not in STRATEGIES:
+        raise typer.BadParameter(f"{name!r} is no query strategy; choose one of {', '.join(STRATEGIES)}")
+    return name
+
+
 StrategyOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="How questions are chosen: v-optimal, bald, d-optimal, variance, thompson or random."
+        metavar="NAME",
+        callback=_strategy,
+        help="How questions are chosen: v-optimal, bald, d-optimal, variance, thompson or random.",
     ),
 ]
 

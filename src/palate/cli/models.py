@@ -13,6 +13,7 @@ from palate.cli.common import (
     SeedOption,
     SkipOption,
     StrategyOption,
+    UnusedSeedOption,
     note,
     print_json,
     progress,
@@ -21,7 +22,7 @@ from palate.cli.common import (
 )
 
 
-def check(feedback: FilesArgument, as_json: JsonOption = False) -> None:
+def check(feedback: FilesArgument, seed: UnusedSeedOption = 0, as_json: JsonOption = False) -> None:
     """The data doctor: what in feedback would mislead a fit, and what to do about it."""
     from palate.doctor import diagnose
     from palate.feedback import read_feedback
@@ -46,7 +47,7 @@ def check(feedback: FilesArgument, as_json: JsonOption = False) -> None:
 def fit(
     feedback: FilesArgument,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the reward model to.")],
-    rank: Annotated[int, typer.Option(metavar="J", help="How many base rewards, 1 to 64.")] = 12,
+    rank: Annotated[int, typer.Option(metavar="J", min=1, max=64, help="How many base rewards, 1 to 64.")] = 12,
     encoder: Annotated[
         str, typer.Option(metavar="NAME", help="Sentence encoder: a folder, or a model's name.")
     ] = "all-MiniLM-L6-v2",
@@ -88,6 +89,9 @@ def fit(
         f"in {seconds:.0f} s"
     )
     measured = [f"{f[key]:.2f} after {t} answers" for t in (0, 5, 10) if (key := f"held_out_auc.{t}") in f]
+    if said.ratings:
+        scale = model.ratings
+        console.print(f"A rating counts {scale.weight:.1f} times as much as a choice, by {len(said.ratings):,} ratings")
     if measured:
         console.print("AUC for people and prompts left out, questions at random: " + ", ".join(measured))
     console.print(f"Written to {output}", markup=False)

@@ -14,6 +14,7 @@ from palate.cli.common import (
     ModelArgument,
     SeedOption,
     StrategyOption,
+    UnusedSeedOption,
     note,
     plain,
     print_json,
@@ -79,7 +80,9 @@ def onboard(
     console.print(f"\n[bold]{told.words}[/]")
     if not done:
         console.print(f"{answered} of {questions} answered; the same command goes on from here.")
-    elif answered < questions:
+    elif answered >= questions:
+        console.print(f"{answered} of {questions} answered; for more: --questions {answered + 10}")
+    else:
         console.print(f"After {answered} answers no question is left that would tell {stop_below:g} nats or more.")
 
 
@@ -125,7 +128,7 @@ def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -
         console.print(panel, soft_wrap=False)  # without wrapping it would be cut, not long
     while True:
         try:
-            console.print("Which do you prefer? \\[a/b, t alike, s skip, q stop] ", end="")
+            console.print("Which do you prefer? \\[a/b, t alike, s skip, q stop; then Enter] ", end="")
             key = input().strip().lower()
         except (EOFError, KeyboardInterrupt) as stop:
             console.print()  # what comes next begins on a line of its own
@@ -179,9 +182,12 @@ def _candidates(path: Path) -> list["Text"]:
 def rank(
     model: ModelArgument,
     prompt: Annotated[str, typer.Option(metavar="P", help="What the candidates answer.")],
-    candidates: Annotated[Path, typer.Option(metavar="FILE", help="One completion a line, as JSON.")],
+    candidates: Annotated[
+        Path, typer.Option(metavar="FILE", help='One completion a line: a JSON string, or {"completion": ...}.')
+    ],
     user: Annotated[str | None, typer.Option(metavar="U", help="Whose taste; the population's if left out.")] = None,
     database: DatabaseOption = None,
+    seed: UnusedSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Order candidate answers by a person's taste, best first."""
@@ -225,6 +231,7 @@ def explain(
     user: UserOption,
     picture: Annotated[Path | None, typer.Option(metavar="PATH", help="Draw the taste as PATH.svg and .png.")] = None,
     database: DatabaseOption = None,
+    seed: UnusedSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """A person's taste in words and numbers, with the answers that show it."""
@@ -252,6 +259,7 @@ def explain(
 def show(console: "Console", told: "Explanation", axes: int = 3) -> None:
     """Print an explanation for a person to read."""
     from rich.table import Table
+    from rich.text import Text as Styled
 
     console.print(f"[bold]{told.words}[/]")
     table = Table("style", "liking", "±", "sure", box=None, pad_edge=False)
@@ -260,18 +268,16 @@ def show(console: "Console", told: "Explanation", axes: int = 3) -> None:
         table.add_row(row, f"{abs(s.liking):.2f}", f"{s.deviation:.2f}", f"{s.certainty:.0%}")
     console.print(table)
     if told.example:
-        from rich.text import Text as Styled
-
-        console.print("\nFor", Styled(plain(told.example.prompt), style="cyan"))
-        console.print(f"they would be given ({told.example.preferred:.0%} sure that they like it better)")
+        console.print(Styled(f"\nFor “{plain(told.example.prompt)}”", style="cyan"))
+        console.print(f"this taste gets ({told.example.preferred:.0%} sure that it is liked better)")
         console.print(Styled("  " + plain(told.example.personal), style="green"))
-        console.print("where people in general would be given")
+        console.print("where people in general get")
         console.print(Styled("  " + plain(told.example.generic), style="dim"))
+    if axes:
+        console.print("\nThe base rewards in which this taste departs most from people in general")
     for axis in told.axes[:axes]:
-        from rich.text import Text as Styled
-
         name = ", ".join(axis.words) or "no named style"
-        console.print(f"\nBase reward ({name}), weight {axis.weight:+.2f} ± {axis.deviation:.2f}")
+        console.print(f"{name}: weight {axis.weight:+.2f} ± {axis.deviation:.2f}", markup=False)
         for sign, ends in (("+", axis.high), ("−", axis.low)):
             console.print(Styled(f"  {sign} " + short(ends[0][1])))
 

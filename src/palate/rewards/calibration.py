@@ -6,7 +6,7 @@ prompts in turn, and the scale of the prior and the lapse rate are those that pr
 People of one group never stand on both sides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -87,7 +87,13 @@ class _HeldOut:
 
 
 def cross_fit(
-    z: Floats, choices: Choices, rank: int, penalties: Penalties = Penalties(), *, seed: int = 0
+    z: Floats,
+    choices: Choices,
+    rank: int,
+    penalties: Penalties = Penalties(),
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Scale of the prior and lapse rate, by likelihood on people and prompts that were not fitted on.
 
@@ -97,11 +103,16 @@ def cross_fit(
         rank: J.
         penalties: as in `fit_weights`.
         seed: of the folds.
+        progress: told of each fold.
 
     Returns:
         The best scales; ones where fewer than two groups of people are there to split.
     """
-    held_out = list(_folds(z, choices, rank, penalties, seed))
+    held_out: list[_HeldOut] = []
+    for fold in _folds(z, choices, rank, penalties, seed):
+        held_out.append(fold)
+        if progress:
+            progress(len(held_out), _FOLDS)
     if not held_out:
         return Calibration()
     rows = {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}

@@ -5,7 +5,7 @@ Answers come from a person's `adapt` rows, chosen by a query strategy among them
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TypedDict
 
@@ -44,12 +44,14 @@ class Figures:
         accuracy: share of test rows predicted right, ties half.
         log_loss: mean nats.
         ece: expected calibration error, in [0, 1].
+        seconds: spent on choosing and learning until then, for everybody's answers together.
     """
 
     auc: Floats
     accuracy: float
     log_loss: float
     ece: float
+    seconds: float = 0.0
 
 
 def learning_curve(
@@ -82,21 +84,24 @@ def learning_curve(
     belief = laplace_posterior(_take(people.asked, np.empty(0, np.int64)), prior, lapse)
     last_prompt, taken = np.full(len(rows), -1), np.empty(0, np.int64)
     curve: dict[int, Figures] = {}
+    spent = 0.0
     for count in range(max(answers) + 1):
         if count in answers:
-            curve[count] = measure(people, belief)
+            curve[count] = replace(measure(people, belief), seconds=spent)
         if count == max(answers):
             break
         if progress:
             progress(count + 1, max(answers))
         if not available.any():
             continue
+        started = time.perf_counter()
         best = choose(score(belief, v, lapse, rng), available, prompt, last_prompt)
         who = everyone[best >= 0]
         available[who, best[who]] = False
         last_prompt[who] = prompt[who, best[who]]
         taken = np.concatenate([taken, rows[who, best[who]]])
         belief = laplace_posterior(_take(people.asked, taken), prior, lapse)
+        spent += time.perf_counter() - started
     return curve
 
 
@@ -226,8 +231,8 @@ def evaluate(
     Raises:
         InputError: there are no `test` rows, or no `adapt` rows to answer from.
     """
+    strategy(query_strategy)  # before texts are read
     people = new_people(model, feedback, needs_answers=max(answers) > 0)
-    started = time.perf_counter()
     told = None if progress is None else lambda done, total: progress("Asking", done, total)
     curve = learning_curve(
         people, model.prior_with_generosity, model.lapse, answers, query_strategy, seed=seed, progress=told
@@ -240,7 +245,7 @@ def evaluate(
         "accuracy": {str(t): figures.accuracy for t, figures in curve.items()},
         "log_loss": {str(t): figures.log_loss for t, figures in curve.items()},
         "ece": {str(t): figures.ece for t, figures in curve.items()},
-        "seconds_per_answer": (time.perf_counter() - started) / max(given, 1),
+        "seconds_per_answer": curve[max(answers)].seconds / max(given, 1),
         "query_strategy": query_strategy,
         "guard": False,
     }

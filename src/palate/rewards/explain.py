@@ -18,7 +18,7 @@ _RIDGE = 0.05  # share of the number of answers: styles are correlated
 # Over 28 simulated kinds of people after ten answers, 4 in 5 of the two true poles pass "likely" and 1 in 8 of the
 # five other styles do (docs/log.md).
 # A style is spoken of once answers narrowed it down: before, it is the population's taste.
-_SURE, _LIKELY, _LARGE, _HEARD = 0.95, 0.8, 0.33, 0.95
+_SURE, _LIKELY, _LARGE, _BESIDE, _HEARD = 0.95, 0.8, 0.33, 0.25, 0.95
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def style_tastes(model: RewardModel, user: Gaussian) -> list[StyleTaste]:
 def in_words(styles: list[StyleTaste]) -> str:
     """One or two sentences, as strong as they are certain.
 
-    A style counts once its liking is also large: a third of what people differ by, or more.
+    A style counts once its liking is also large: a third of what people differ by, and a quarter of the largest.
 
     Example:
         >>> in_words([StyleTaste("verbose", "concise", -0.9, 0.3, 0.0, 0.8),
@@ -152,7 +152,9 @@ def in_words(styles: list[StyleTaste]) -> str:
         'Prefers concise answers. Nothing clear yet on formal or informal.'
     """
     heard = [s for s in styles if s.deviation <= _HEARD * s.spread]
-    telling = [s for s in heard if abs(s.liking) >= _LARGE * s.spread]
+    most = max((abs(s.liking) for s in heard), default=0.0)
+    telling = [s for s in heard if abs(s.liking) >= max(_LARGE * s.spread, _BESIDE * most)]
+    telling.sort(key=lambda s: -abs(s.liking))
     sure = [s.word for s in telling if s.certainty >= _SURE]
     likely = [s.word for s in telling if _LIKELY <= s.certainty < _SURE]
     open_ = [f"{s.high} or {s.low}" for s in styles if s.certainty < _LIKELY and s.deviation >= 0.5 * s.spread]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from palate.encoders import Encoder
 from palate.errors import InputError
@@ -61,11 +62,14 @@ def fit(
     raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
     coordinates = Coordinates.fit(raw, encoder.blocks)
     z = coordinates(raw)
-    told("Cross-fitting the prior", 0, 2)
-    calibration = cross_fit(z, choices, rank, penalties, seed=seed)
-    told("Learning base rewards", 1, 2)
-    weights, mean = _learn(z, choices, rank, penalties, calibration)
-    told("Learning base rewards", 2, 2)
+    # Thousands of small products: more threads only wait for each other, and for whatever else the machine does.
+    with threadpool_limits(1, user_api="blas"):
+        calibration = cross_fit(
+            z, choices, rank, penalties, seed=seed, progress=lambda done, total: told("Cross-fitting", done, total)
+        )
+        told("Learning base rewards", 0, 1)
+        weights, mean = _learn(z, choices, rank, penalties, calibration)
+        told("Learning base rewards", 1, 1)
     offset = coordinates.offset.astype(np.float32)
     weights32 = (weights @ coordinates.basis.T).astype(np.float32)
     probe = StyleProbe.fit(encoder)
@@ -84,7 +88,7 @@ def fit(
             styles=probe(raw[kept]),
         ),
         style_names=probe.names,
-        figures=_figures(choices, len(raw), calibration),
+        figures=_figures(choices, len(raw), calibration) | {"seed": float(seed)},
         encoder=encoder,
     )
     rated = [row for row in feedback.ratings if row.split in (None, "train")]
@@ -94,7 +98,8 @@ def fit(
 def _check(rows: Sequence[Comparison]) -> None:
     if not rows:
         raise InputError(
-            "There are 0 comparisons to fit on (split absent or 'train'); give a file with chosen and rejected"
+            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
+            "ratings alone do not do"
         )
     people = {row.user_id for row in rows}
     if len(people) < 2:

@@ -10,7 +10,8 @@ authors name. So there are two cases:
 2. *None shared*: each person's mean whitened feature difference is a noisy view of their weights in feature
    space; the SVD of these views, each counted by √n, gives the directions in which people differ.
 
-In both, what all people share is taken out first: the population's taste is a base reward of its own (factorization.py).
+In both, what all people share is taken out first: the population's taste is a base reward of its own (see
+factorization.py).
 """
 
 import numpy as np

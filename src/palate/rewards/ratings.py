@@ -1,7 +1,8 @@
 """How strongly a rating speaks: its slope, its weight, and how much people's levels differ.
 
 Base rewards are not fitted on ratings, so these can be held against them: half of each person's ratings must predict
-the other half. (The raters may be among the people whose choices were fitted on.) A graded answer can say more than a choice, so the weight is not capped at 1.
+the other half (the raters may be among the people whose choices were fitted on). A graded answer can say more than a
+choice, so the weight is not capped at 1.
 """
 
 from collections.abc import Sequence
