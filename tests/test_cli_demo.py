@@ -10,6 +10,7 @@ from tests.support import PlantedEncoder, people
 
 import palate.data
 import palate.encoders
+import palate.rewards.model
 from palate.cli.common import short
 from palate.data import POLES
 from palate.rewards import RewardModel
@@ -24,7 +25,8 @@ PEOPLE = people(comparisons=30)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder; features that show styles plainly for the encoder's, 24 of the people for 112."""
     encoder = PlantedEncoder()
-    monkeypatch.setattr(palate.encoders, "load_encoder", lambda: encoder)
+    for module in (palate.encoders, palate.rewards.model):
+        monkeypatch.setattr(module, "load_encoder", lambda *name: encoder)
     monkeypatch.setattr(palate.data, "load_people", lambda: PEOPLE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
