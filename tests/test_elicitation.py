@@ -12,7 +12,7 @@ from palate.feedback import Comparison, Feedback, Rating, Record
 from palate.rewards import RewardModel, fit
 from palate.rewards.elicitation import Pair, Query, next_query, pairs_in
 from palate.rewards.model import KnownAnswers
-from palate.rewards.queries import STRATEGIES
+from palate.rewards.queries import STRATEGIES, expected_information
 
 by_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -155,3 +155,28 @@ def test_a_strategy_that_is_not_there(small):
     with pytest.raises(InputError) as caught:
         next_query(small, small.prior, query_strategy="oracle", rng=np.random.default_rng(0))
     assert str(caught.value) == (f"Query strategy 'oracle' is not known; choose one of {', '.join(STRATEGIES)}")
+
+
+@by_strategy
+def test_it_stops_once_no_pair_of_the_pool_would_tell_enough(small, strategy):
+    """Whatever the strategy would have picked."""
+    most = expected_information(small.prior, small.pool.v, small.lapse).max()
+
+    def ask(stop_below: float) -> Query | None:
+        rng = np.random.default_rng(0)
+        return next_query(small, small.prior, query_strategy=strategy, stop_below=stop_below, rng=rng)
+
+    assert ask(0.999 * most) is not None
+    assert ask(1.001 * most) is None
+
+
+def test_a_text_is_never_put_against_a_conversation(small):
+    """As in `Comparison`, where the form would give the choice away."""
+    known = small.known
+    told = [
+        [{"role": "assistant", "content": str(text)}] if row % 2 else text for row, text in enumerate(known.completions)
+    ]
+    mixed = replace(small, known=replace(known, completions=told))
+    queries = ask_everything(mixed, "v-optimal")
+    assert len(queries) == len(mixed.pool.pairs) == 4
+    assert all(isinstance(q.response_a, str) is isinstance(q.response_b, str) for q in queries)

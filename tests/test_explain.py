@@ -229,3 +229,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
         draw_taste(told(), tmp_path / "taste", title="")
     assert str(caught.value) == "The package 'matplotlib' is not installed; run: pip install 'palate[plot]'"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_title_is_no_formula(tmp_path):
+    assert draw_taste(told(), tmp_path / "taste", title="What a$b^$c likes")[0].exists()

@@ -103,3 +103,21 @@ def test_the_sparse_completion_is_the_dense_one():
     known = rng.random((7, 9)) < 0.6
     factors = _soft_impute(csr_array(np.where(known, values, 0.0)), 2)
     assert_allclose(factors @ factors.T, dense_soft_impute(values, known, 2), atol=5e-3)
+
+
+def test_ties_have_no_vote():
+    """Which side of a tie is called chosen must not turn the start."""
+    rng = np.random.default_rng(0)
+    z, user = rng.standard_normal((60, 6)), np.repeat(np.arange(12), 40)
+    left, right = rng.integers(30, size=480), rng.integers(30, 60, size=480)
+    strength = np.where(rng.random(480) < 0.5, 0.5, 1.0)
+    tie = strength == 0.5
+    turned_left, turned_right = np.where(tie, right, left), np.where(tie, left, right)
+
+    def apart(weights: Floats | None) -> float:
+        one = svd_start(z, left, right, user, 12, 3, weights)
+        two = svd_start(z, turned_left, turned_right, user, 12, 3, weights)
+        return float(subspace_angles(one.T, two.T).max())
+
+    assert apart(strength) < 1e-6
+    assert apart(None) > 0.1

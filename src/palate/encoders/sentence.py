@@ -35,7 +35,7 @@ LAYOUT = 1
 
 # Texts are read, and written to the cache, a chunk at a time: an interruption loses one chunk at most.
 _CHUNK_TEXTS, _CHUNK_CHARACTERS = 256, 1_000_000
-# On two cores with answers of 20 to 250 tokens, batches of 1,000 to 4,000 tokens differ by less than the
+# On a CPU, with answers of 20 to 250 tokens, batches of 1,000 to 4,000 tokens differ by less than the
 # noise and 8,000 are slower by a tenth; an accelerator needs more to be busy.
 _BATCH_WINDOWS, _BATCH_TOKENS_CPU, _BATCH_TOKENS_ACCELERATOR = 256, 2048, 32_768
 

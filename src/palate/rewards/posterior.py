@@ -189,7 +189,8 @@ def laplace_posterior(
         >>> laplace_posterior(said, prior).mean.round(3)
         array([[0.715, 0.   ]])
     """
-    mode, logit = _mode(observations, prior, lapse, start, tolerance, max_steps)
+    mode = posterior_mode(observations, prior, lapse, start=start, tolerance=tolerance, max_steps=max_steps)
+    logit = np.sum(observations.v * mode[observations.user], axis=1)
     fisher = negative_log_likelihood(logit, observations.label, lapse)[2]
     precision = observations.outer_by_user(observations.weight * fisher) + np.linalg.inv(prior.cov)
     return Gaussian(mode, np.asarray(np.linalg.inv(precision), np.float64))
@@ -204,14 +205,7 @@ def posterior_mode(
     tolerance: float = 1e-8,
     max_steps: int = 100,
 ) -> Floats:
-    """The (U, D) mode of `laplace_posterior` alone, where its spread is not needed."""
-    return _mode(observations, prior, lapse, start, tolerance, max_steps)[0]
-
-
-def _mode(
-    observations: Observations, prior: Gaussian, lapse: float, start: Floats | None, tolerance: float, max_steps: int
-) -> tuple[Floats, Floats]:
-    """The mode (U, D), and the logit of each row there (N,)."""
+    """The (U, D) mode of `laplace_posterior` alone, where its spread is not needed; same arguments."""
     precision = np.asarray(np.linalg.inv(prior.cov), np.float64)
     scale = np.sqrt(np.diag(prior.cov))
     v, label, weight, user = observations.v, observations.label, observations.weight, observations.user
@@ -234,7 +228,7 @@ def _mode(
         if np.max(np.abs(step) / scale, initial=0.0) <= tolerance:
             break
         lam, value, logit = _descend(objective, lam, step, value)
-    return lam, logit
+    return lam
 
 
 def _curvature(logit: Floats, label: Floats, lapse: float) -> Floats:
