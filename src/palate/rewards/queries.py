@@ -13,8 +13,9 @@ Over a pool of candidate pairs with differences v and a posterior N(m, S):
 
 We depart from PReF in two points. The pool may hold any number of pairs, one pass is one matrix product, and it is
 scored for many people at once. And the default, `v-optimal`, is PReF's criterion looked at from the other end: not
-the pair whose own probability is least certain, but the one that makes the others certain (Fedorov 1972). After 5,
-10 and 20 answers its AUC was 0.844, 0.885 and 0.919, that of `bald` 0.831, 0.879 and 0.915 (docs/log.md).
+the pair whose own probability is least certain, but the one that makes the others certain (Fedorov 1972). On folds
+of the bundled people its AUC after 5, 10 and 20 answers was 0.844, 0.885 and 0.919, that of `bald` 0.831, 0.879 and
+0.915; on the benchmark's people the two are nearly level (docs/log.md).
 """
 
 from collections.abc import Callable, Mapping
