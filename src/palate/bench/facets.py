@@ -4,7 +4,7 @@ Base rewards are fitted on the bundled people. Who is asked is of kinds, and abo
 All methods see the same features and rows; intervals are 95 % bootstrap intervals over kinds of people.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -24,12 +24,10 @@ from palate.feedback import Comparison
 from palate.rewards import DEFAULT_STRATEGY, STRATEGIES, RewardModel
 from palate.rewards.evaluation import NewPeople, learning_curve
 from palate.rewards.features import Coordinates
+from palate.rewards.fitting import Stage
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import base_rewards
 from palate.rewards.posterior import Floats, Ints
-
-Stage = Callable[[str, int, int], None]
-"""Called with (what is being done, steps done, steps in all)."""
 
 _ANSWERS, _QUICK_ANSWERS = (0, 1, 2, 5, 10, 20, 40), (0, 5, 10)
 _QUICK_STRATEGIES = tuple(dict.fromkeys((DEFAULT_STRATEGY, "bald", "random")))

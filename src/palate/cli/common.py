@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from palate.feedback import Feedback, Text
+    from palate.rewards.fitting import Stage
 
 FilesArgument = Annotated[
     list[str], typer.Argument(metavar="FEEDBACK", help="JSON Lines, Parquet, or a Hugging Face dataset.")
@@ -51,8 +52,6 @@ StrategyOption = Annotated[
     ),
 ]
 
-Stage = Callable[[str, int, int], None]
-
 
 def stdout() -> "Console":
     """For people; plain where standard output is no terminal."""
@@ -75,7 +74,7 @@ def print_json(value: object) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Stage]:
+def progress() -> Iterator["Stage"]:
     """A bar for each stage on standard error, when that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

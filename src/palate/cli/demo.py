@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from palate.cli.common import JsonOption, SeedOption, note, print_json, progress, short, stderr, stdout
 from palate.cli.people import as_object, ask, ask_on, show
-from palate.errors import InputError, MissingExtraError
+from palate.errors import InputError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,10 +90,11 @@ def _learn(person: "Person | None", seed: int, folder: Path) -> "RewardModel":
 
     rows = [row for row in load_people() if person is None or row.kind != person.name]
     if person is None and folder.exists():
-        # Whoever comes back need not wait.
-        model = RewardModel.load(folder)
-        if (model.figures["comparisons"], model.figures.get("seed")) == (len(rows), seed):
-            return model
+        # Whoever comes back need not wait; a model that was spoilt in between is made anew.
+        with suppress(ModelError):
+            model = RewardModel.load(folder)
+            if (model.figures.get("comparisons"), model.figures.get("seed")) == (len(rows), seed):
+                return model
     with progress() as told:
         model = fit(Feedback(comparisons=rows), load_encoder(), seed=seed, progress=told)
     model.save(folder)
