@@ -14,7 +14,7 @@ import numpy as np
 from palate.errors import InputError
 from palate.feedback import Comparison, Feedback, Rating, Text, as_text
 from palate.rewards.model import RewardModel
-from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
+from palate.rewards.posterior import Belief, Floats, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
 
 
@@ -56,7 +56,7 @@ class Figures:
 
 def learning_curve(
     people: NewPeople,
-    prior: Gaussian,
+    prior: Belief,
     lapse: float,
     answers: Sequence[int],
     query_strategy: str,
@@ -119,7 +119,7 @@ def _take(asked: Observations, rows: Ints) -> Observations:
     return Observations(asked.v[rows], asked.label[rows], asked.weight[rows], asked.user[rows], asked.n_users)
 
 
-def measure(people: NewPeople, belief: Gaussian) -> Figures:
+def measure(people: NewPeople, belief: Belief) -> Figures:
     """Figures of everybody's belief on their test rows."""
     user, v = people.test_user, people.test
     own = belief[user]
