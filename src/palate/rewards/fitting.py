@@ -1,7 +1,6 @@
 """Fit a reward model on people's comparisons, from texts to a model that can be saved."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +8,14 @@ from threadpoolctl import threadpool_limits
 
 from palate.encoders import Encoder
 from palate.errors import InputError
-from palate.feedback import Comparison, Feedback, Text, as_text
+from palate.feedback import Comparison, Feedback, Rating, Text, as_text
 from palate.rewards.calibration import Calibration, cross_fit, fit_prior
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
 from palate.rewards.posterior import Floats, Gaussian
-from palate.rewards.ratings import fit_rating_scale
+from palate.rewards.ratings import without_level
 from palate.rewards.styles import StyleProbe
 
 Stage = Callable[[str, int, int], None]
@@ -54,14 +53,15 @@ def fit(
     """
     if not 1 <= rank <= 64:
         raise InputError(f"Rank {rank!r} is not in 1 to 64; give the number of base rewards to learn")
-    rows = [row for row in feedback.comparisons if row.split in (None, "train")]
+    said: list[Comparison | Rating] = [*feedback.comparisons, *feedback.ratings]
+    rows = [row for row in said if row.split in (None, "train")]
     _check(rows)
     told = progress or (lambda stage, done, total: None)
     indexed = Indexed.of(rows)
     choices = indexed.choices
     raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
     coordinates = Coordinates.fit(raw, encoder.blocks)
-    z = coordinates(raw)
+    z = indexed.with_centres(coordinates(raw))
     # Thousands of small products: more threads only wait for each other, and for whatever else the machine does.
     with threadpool_limits(1, user_api="blas"):
         calibration = cross_fit(
@@ -74,7 +74,7 @@ def fit(
     weights32 = (weights @ coordinates.basis.T).astype(np.float32)
     probe = StyleProbe.fit(encoder)
     kept = _kept(indexed.prompts)
-    model = RewardModel(
+    return RewardModel(
         offset=offset,
         weights=weights32,
         prior=Gaussian(mean, np.eye(len(mean))),
@@ -88,11 +88,10 @@ def fit(
             styles=probe(raw[kept]),
         ),
         style_names=probe.names,
+        ratings=calibration.ratings,
         figures=_figures(choices, len(raw), calibration) | {"seed": float(seed)},
         encoder=encoder,
     )
-    rated = [row for row in feedback.ratings if row.split in (None, "train")]
-    return replace(model, ratings=fit_rating_scale(model, rated, seed=seed)) if rated else model
 
 
 def _check(rows: Sequence[Comparison]) -> None:
@@ -115,9 +114,12 @@ def _check(rows: Sequence[Comparison]) -> None:
 def _learn(
     z: Floats, choices: Choices, rank: int, penalties: Penalties, calibration: Calibration
 ) -> tuple[Floats, Floats]:
-    weights = fit_weights(z, choices, rank, calibration.lapse, penalties)
-    prior = fit_prior(choices.observations(z @ weights.T), calibration.lapse)
-    return fix_gauge(weights, calibration.apply(prior), choices, z, calibration.lapse)
+    lapse, scale = calibration.lapse, calibration.ratings
+    weights = fit_weights(z, choices, rank, lapse, penalties, scale=scale)
+    prior = fit_prior(choices.observations(z @ weights.T, scale), lapse)
+    if choices.rated.any():
+        prior = without_level(prior)
+    return fix_gauge(weights, calibration.apply(prior), choices, z, lapse, scale)
 
 
 def _kept(prompts: Sequence[Text]) -> NDArray[np.int64]:

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from palate.errors import InputError, ModelError
-from palate.rewards.model import KnownAnswers, RatingScale, RewardModel
+from palate.rewards.model import KnownAnswers, RewardModel
 from palate.rewards.posterior import Gaussian
+from palate.rewards.ratings import RatingScale
 
 FORMAT = 1
 CONFIG, TENSORS, KNOWN, CARD = "config.json", "model.safetensors", "completions.jsonl", "README.md"
