@@ -114,10 +114,10 @@ def test_ties_have_no_vote():
     tie = strength == 0.5
     turned_left, turned_right = np.where(tie, right, left), np.where(tie, left, right)
 
-    def apart(weights: Floats | None) -> float:
-        one = svd_start(z, left, right, user, 12, 3, weights)
-        two = svd_start(z, turned_left, turned_right, user, 12, 3, weights)
+    def apart(vote: Floats | None) -> float:
+        one = svd_start(z, left, right, user, 12, 3, vote)
+        two = svd_start(z, turned_left, turned_right, user, 12, 3, vote)
         return float(subspace_angles(one.T, two.T).max())
 
-    assert apart(strength) < 1e-6
+    assert apart(2 * strength - 1) < 1e-6
     assert apart(None) > 0.1

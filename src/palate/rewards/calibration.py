@@ -22,6 +22,8 @@ LAPSE = 0.05  # before any data, and the centre of its prior
 # Numbers of answers at which left-out people are predicted, and parts of people × prompts.
 _ANSWERS = (0, 5, 10)
 _FOLDS = 4
+# So many rows of left-out people say enough: further folds would only take time, further people of a fold as well.
+_ENOUGH = 10_000
 _PRIOR_SD = 0.5  # of log scales and of the logit of the lapse, around (1, 1, LAPSE)
 _RATING_PRIOR_SD = 1.0  # of the logs of slope, weight and generosity, around ones
 
@@ -62,20 +64,20 @@ class Calibration:
         mean_scale: factor on the prior mean.
         spread_scale: factor on the prior standard deviations.
         lapse: ε.
-        ratings: slope, weight and generosity; ones where nothing was rated.
         log_loss: {answers: mean nats} of choices on held-out people and prompts with these values, questions at random.
         auc: {answers: mean over the same people}.
         people: how many people were held out in all; 0 where there were too few to hold any out.
+        ratings: slope, weight and generosity; ones where nothing was rated.
         losses: (groups,) nats of all rows of each held-out group, mean over the numbers of answers.
     """
 
     mean_scale: float = 1.0
     spread_scale: float = 1.0
     lapse: float = LAPSE
-    ratings: RatingScale = RatingScale()
     log_loss: dict[int, float] = field(default_factory=dict)
     auc: dict[int, float] = field(default_factory=dict)
     people: int = 0
+    ratings: RatingScale = RatingScale()
     losses: Floats = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
     def apply(self, prior: Gaussian) -> Gaussian:
@@ -139,7 +141,7 @@ def _best(held_out: Sequence[_HeldOut], rated: bool) -> Calibration:
 
     def unpack(x: Floats) -> Calibration:
         scale = RatingScale(*map(float, np.exp(x[3:]))) if rated else RatingScale()
-        return Calibration(float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])), scale)
+        return Calibration(float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])), ratings=scale)
 
     def minus_log_posterior(x: Floats) -> float:
         found = unpack(x)
@@ -155,7 +157,7 @@ def _best(held_out: Sequence[_HeldOut], rated: bool) -> Calibration:
             "xatol": 0.02,
             "fatol": 0.1,
             "initial_simplex": origin + 0.6 * deviation * np.eye(size + 1, size),
-            "maxfev": 80 * (1 + rated),
+            "maxfev": 100 if rated else 80,
         },
     )
     return _measured(unpack(best.x), held_out, rows)
@@ -179,7 +181,7 @@ def _measured(found: Calibration, held_out: Sequence[_HeldOut], rows: dict[int, 
         log_loss=log_loss,
         auc={t: float(np.nanmean(auc)) for t, auc in aucs.items() if np.isfinite(auc).any()},
         people=sum(fold.after[0].n_users for fold in held_out),
-        losses=np.bincount(np.unique(group, return_inverse=True)[1], share),
+        losses=np.asarray(np.bincount(np.unique(group, return_inverse=True)[1], share), np.float64),
     )
 
 
@@ -232,15 +234,18 @@ def _folds(
     if n_folds < 2:
         return
     by_prompt = len(prompts) >= 2 * n_folds
-    implied = bool(choices.rated.all())
+    implied, foretold = bool(choices.rated.all()), 0
     for k in range(n_folds):
+        if foretold >= 0.9 * _ENOUGH:
+            return
         person_out = np.isin(choices.group, groups[k::n_folds])[choices.user]
         prompt_out = np.isin(choices.prompt, prompts[k::n_folds])
         seen = ~person_out & ~prompt_out if by_prompt else ~person_out
         unseen = person_out & prompt_out if by_prompt else person_out
         if not seen.any() or not unseen.any():
             continue
-        train, new = choices.where(seen), choices.where(unseen)
+        train, new = choices.where(seen), choices.where(unseen).some_groups(_ENOUGH, rng)
+        foretold += len(new.user)
         phi = z @ fit_weights(z, train, rank, LAPSE, penalties, scale=scale).T
         prior = fit_prior(train.observations(phi, scale), LAPSE)
         yield _held_out(phi, new, without_level(prior) if train.rated.any() else prior, rng, implied)

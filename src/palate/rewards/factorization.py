@@ -89,6 +89,16 @@ class Choices:
             self.rated[rows],
         )
 
+    def some_groups(self, at_most: int, rng: np.random.Generator) -> "Choices":
+        """All, or whole groups of people drawn by chance that have no more rows together; two groups at least."""
+        if len(self.user) <= at_most:
+            return self
+        groups, number = np.unique(self.group[self.user], return_inverse=True)
+        order = rng.permutation(len(groups))
+        count = np.cumsum(np.bincount(number)[order])
+        drawn = order[: max(2, int(np.searchsorted(count, at_most, side="right")))]
+        return self.where(np.isin(number, drawn))
+
     def rows(self, phi: Floats, scale: RatingScale) -> tuple[Floats, Floats]:
         """Rows for the posterior and their weights: (N, J), with a column for b_u where there are ratings."""
         difference = phi[self.chosen] - phi[self.rejected]

@@ -68,9 +68,11 @@ class Indexed:
         return cls([prompt for prompt, _ in texts], [completion for _, completion in texts], choices, split)
 
     def with_centres(self, z: Floats) -> Floats:
-        """(n, K) coordinates of the answers, and where there are ratings the centre of each prompt under them.
+        """(n, K) coordinates of the answers; where there are ratings, the centre of each prompt under them.
 
-        A centre is the mean over the prompt's answers where there are two or more, else over all.
+        A centre is the mean over the prompt's answers where there are two or more, else over all. One more column
+        is −1 in centres alone: along it base rewards learn how far a rating starts from level, since who likes one
+        thing may be generous, and who likes another severe.
         """
         if not self.choices.rated.any():
             return z
@@ -79,7 +81,7 @@ class Indexed:
         count = np.bincount(prompt)
         sums = csr_array((np.ones(len(z)), (prompt, np.arange(len(z)))), shape=(len(count), len(z))) @ z
         centres = np.where((count > 1)[:, None], sums / count[:, None], z.mean(axis=0))
-        return np.concatenate([z, centres])
+        return np.column_stack([np.concatenate([z, centres]), np.repeat([0.0, -1.0], [len(z), len(centres)])])
 
     def encode(self, encoder: Encoder, progress: Progress | None = None) -> NDArray[np.float32]:
         """(n, D) raw features of the answers."""

@@ -92,6 +92,7 @@ class RewardModel:
         known: answers of the fitting data.
         style_names: S pairs of words for the two ends of each named style, high first.
         ratings: how ratings speak.
+        level: (J,) base rewards from which ratings start, over the centre; none by default.
         figures: what was measured while fitting, for the model card.
 
     Example:
@@ -111,10 +112,13 @@ class RewardModel:
     known: KnownAnswers
     style_names: list[tuple[str, str]] = field(default_factory=list)
     ratings: RatingScale = RatingScale()
+    level: Floats = field(default_factory=lambda: np.zeros(0))
     figures: dict[str, float] = field(default_factory=dict)
     encoder: Encoder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if not len(self.level):
+            self.level = np.zeros(len(self.weights))
         self.prompt_number = numbers = self.known.prompt_numbers()
         self._row_of = {
             (as_text(prompt), as_text(completion)): row
@@ -164,6 +168,8 @@ class RewardModel:
         digest.update(repr(list(self._row_of.items())).encode())
         scale = self.ratings
         digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
+        if self.level.any():
+            digest.update(np.ascontiguousarray(self.level).tobytes())
         return digest.hexdigest()[:16]
 
     def phi(self, prompts: Sequence[Text], completions: Sequence[Text], *, progress: Progress | None = None) -> Floats:
@@ -241,9 +247,9 @@ class RewardModel:
         )
 
     def _centre(self, prompt: Text) -> Floats:
-        """φ̄(x): mean over known answers to the prompt where there are two or more, else over all."""
+        """φ̄(x), mean over known answers to the prompt where there are two or more, else over all; less the level."""
         rows = self.rows_of(prompt)
-        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0), np.float64)
+        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0) - self.level, np.float64)
 
     @property
     def prior_with_generosity(self) -> Gaussian:
