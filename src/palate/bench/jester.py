@@ -319,9 +319,10 @@ def _picture(answers: Sequence[int]) -> Picture:
         y_label="AUC on jokes not asked about, real people; bands: 95 % over people",
         x=answers,
         lines=[
-            Line(f"auc.choices.{DEFAULT_STRATEGY}", "choices that tell most", "#d55e00"),
-            Line("auc.choices.random", "choices at random", "#0072b2"),
             Line("auc.ratings.rated", "ratings at random", "#007a5a"),
+            Line(f"auc.ratings.{DEFAULT_STRATEGY}", "choices that tell most", "#d55e00"),
+            Line("auc.ratings.random", "choices at random", "#0072b2"),
+            Line(f"auc.choices.{DEFAULT_STRATEGY}", "the same, fitted on choices", "#e69f00"),
             Line("auc.gaussian", "ratings, a Gaussian", "#cc79a7"),
             Line("auc.bradley_terry", "one reward for all", "#57534e"),
         ],
