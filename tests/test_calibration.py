@@ -53,9 +53,9 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Choices, Choices]]:
     fitted: list[Choices] = []
     held_out = calibration._held_out
 
-    def record_fit(z, choices, *args):
+    def record_fit(z, choices, *args, **options):
         fitted.append(choices)
-        return fit_weights(z, choices, *args)
+        return fit_weights(z, choices, *args, **options)
 
     def record_held_out(phi, new, *args):
         folds.append((fitted[-1], new))

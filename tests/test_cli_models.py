@@ -133,7 +133,7 @@ ONE_USER = [row for row in PEOPLE if row.user_id == "t0000"]
         ([], "{data} holds no records; give a file with one record a line"),
         (
             ONE_USER,
-            "All comparisons are of one user, 't0000'; base rewards need at least 2 people to differ",
+            "All rows are of one user, 't0000'; base rewards need at least 2 people to differ",
         ),
         (
             [changed(row, strength=0.5) for row in FEW],
@@ -141,8 +141,8 @@ ONE_USER = [row for row in PEOPLE if row.user_id == "t0000"]
         ),
         (
             [changed(row, split="test") for row in FEW],
-            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
-            "ratings alone do not do",
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score",
         ),
     ],
     ids=["empty", "one user", "ties", "test rows"],
@@ -169,9 +169,21 @@ def test_fit_works_on_contradictions_single_answers_and_odd_texts(tmp_path):
     assert (told["figures"]["users"], told["figures"]["comparisons"]) == (4, 14)
 
 
-@pytest.mark.parametrize(("rank", "rule"), [(0, "greater than or equal to 1"), (65, "less than or equal to 64")])
-def test_fit_refuses_a_rank_out_of_range(tmp_path, rank, rule):
-    assert fit(FEW, tmp_path, "--rank", rank).usage == f"'--rank': Input should be {rule}"
+@pytest.mark.parametrize("rank", [0, 65, -1, "many", "", "½"])
+def test_fit_refuses_what_is_no_rank(tmp_path, rank):
+    rule = f"'--rank': {str(rank)!r} is not a rank; give a number from 1 to 64, or auto"
+    assert fit(FEW, tmp_path, "--rank", rank).usage == rule
+
+
+def test_fit_finds_the_rank_and_reads_ratings(tmp_path):
+    ratings = [
+        Rating(user_id=row.user_id, prompt=row.prompt, completion=row.chosen, score=0.9 - 0.1 * place)
+        for place, row in enumerate(FEW)
+    ]
+    ran = fit([*FEW, *ratings], tmp_path, "--rank", "auto")
+    first, second = ran.out.splitlines()[:2]
+    assert " base rewards from 6 comparisons and 6 ratings of 2 people, in " in first
+    assert second.startswith("A rating counts ")
 
 
 def test_fit_with_an_encoder_that_is_not_there(tmp_path):

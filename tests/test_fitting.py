@@ -118,17 +118,17 @@ def test_a_rank_out_of_range_is_refused(rank):
     [
         (
             [],
-            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
-            "ratings alone do not do",
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score",
         ),
         (
             [comparison(split="test")],
-            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
-            "ratings alone do not do",
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score",
         ),
         (
             [comparison("ann"), comparison("ann", prompt="Bye")],
-            "All comparisons are of one user, 'ann'; base rewards need at least 2 people to differ",
+            "All rows are of one user, 'ann'; base rewards need at least 2 people to differ",
         ),
         (
             [comparison("ann", strength=0.5), comparison("bob", strength=0.5)],

@@ -30,10 +30,17 @@ def one_reward_for_all(z: Floats, train: Choices, people: NewPeople, lapse: floa
     Returns:
         Its figures on the test rows, and the penalty.
     """
+    weights, penalty = tuned_bradley_terry(z, train, lapse, seed)
+    return _measure_one(weights, people), penalty
+
+
+def tuned_bradley_terry(z: Floats, train: Choices, lapse: float, seed: int) -> tuple[Floats, float]:
+    """(K,) weights of one reward for all, and the penalty chosen on halves of people and of many prompts."""
     rng = np.random.default_rng(seed)
     first_people = _half(train.group, rng)[train.user]
     first_prompts = _half(train.prompt, rng)
-    known = train.where(first_people & first_prompts)
+    one_prompt = not first_prompts.any()
+    known = train.where(first_people & (first_prompts | one_prompt))
     unknown = train.where(~first_people & ~first_prompts)
     decided = unknown.strength > 0.5
     held_out = new_people(z, unknown, ~decided, decided)
@@ -42,8 +49,7 @@ def one_reward_for_all(z: Floats, train: Choices, people: NewPeople, lapse: floa
         return -_measure_one(bradley_terry(z, known, lapse, Penalties(population=penalty)), held_out).log_loss
 
     penalty = max(_GRID, key=value)
-    weights = bradley_terry(z, train, lapse, Penalties(population=penalty))
-    return _measure_one(weights, people), penalty
+    return bradley_terry(z, train, lapse, Penalties(population=penalty)), penalty
 
 
 def _measure_one(weights: Floats, people: NewPeople) -> Figures:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from palate.bench.against import RANDOM_DRAWS, model_per_person, one_reward_for_all
-from palate.bench.intervals import cluster_interval
+from palate.bench.compared import Compared, interval
 from palate.bench.interview import interview
 from palate.bench.latency import cold_fit, seconds_per_answer, timed_fit
 from palate.bench.people import Person, parse_kind
@@ -22,17 +22,16 @@ from palate.data import load_people
 from palate.encoders import load_encoder
 from palate.feedback import Comparison
 from palate.rewards import DEFAULT_STRATEGY, STRATEGIES, RewardModel
-from palate.rewards.evaluation import NewPeople, learning_curve
+from palate.rewards.evaluation import NewPeople
 from palate.rewards.features import Coordinates
 from palate.rewards.fitting import Stage
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import base_rewards
-from palate.rewards.posterior import Floats, Ints
+from palate.rewards.posterior import Floats
 
 _ANSWERS, _QUICK_ANSWERS = (0, 1, 2, 5, 10, 20, 40), (0, 5, 10)
 _QUICK_STRATEGIES = tuple(dict.fromkeys((DEFAULT_STRATEGY, "bald", "random")))
 _PICKS_AFTER = 10
-_DRAWN = ("random", "thompson")  # strategies of chance, averaged over RANDOM_DRAWS draws of the questions
 
 
 def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | None = None) -> Result:
@@ -62,9 +61,11 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     raw, raw_new = train.encode(encoder), new.encode(encoder)
     told("Learning base rewards", 0, 1)
     model, seconds = timed_fit(load_encoder, seed=seed)
-    compared = _Compared(new.choices.group, seed)
+    compared = Compared(new.choices.group, seed)
     people = _people(new, base_rewards(raw_new, model.offset, model.weights))
-    figures = _size(new) | _curves(people, model, strategies, answers, compared, told)
+    figures = _size(new) | compared.asked(people, model, strategies, answers, told)
+    # The default's calibration by its short name as well.
+    figures |= {f"ece.{t}": figures[f"ece.{DEFAULT_STRATEGY}.{t}"] for t in answers}
     told("Fitting baselines", 0, 1)
     coordinates = Coordinates.fit(raw, encoder.blocks)
     z, in_z = coordinates(raw), _people(new, coordinates(raw_new))
@@ -81,25 +82,6 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     return Result("facets", figures, _table(figures, strategies, answers), _picture(answers))
 
 
-class _Compared:
-    """AUC per person of each method, by name, and intervals over kinds with the same draws for all."""
-
-    def __init__(self, kind: Ints, seed: int) -> None:
-        self.kind, self.seed = kind, seed
-        self.auc: dict[str, Floats] = {}
-
-    def figures(self, name: str, values: Floats) -> dict[str, float]:
-        low, high = cluster_interval(values, self.kind, seed=self.seed)
-        return {name: float(np.nanmean(values)), f"{name}.low": low, f"{name}.high": high}
-
-    def add(self, method: str, auc: Floats) -> dict[str, float]:
-        self.auc[method] = auc
-        return self.figures(f"auc.{method}", auc)
-
-    def difference(self, name: str, one: str, other: str) -> dict[str, float]:
-        return self.figures(f"auc.{name}", self.auc[one] - self.auc[other])
-
-
 def _people(new: Indexed, z: Floats) -> NewPeople:
     return new_people(z, new.choices, new.split == "adapt", new.split == "test")
 
@@ -112,33 +94,8 @@ def _size(new: Indexed) -> dict[str, float]:
     }
 
 
-def _curves(
-    people: NewPeople,
-    model: RewardModel,
-    strategies: Sequence[str],
-    answers: Sequence[int],
-    compared: _Compared,
-    told: Stage,
-) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for number, name in enumerate(strategies):
-        told("Asking new people", number, len(strategies))
-        curves = [
-            learning_curve(people, model.prior, model.lapse, answers, name, seed=compared.seed + 1_000 * draw)
-            for draw in range(RANDOM_DRAWS if name in _DRAWN else 1)
-        ]
-        for t in answers:
-            measured = [curve[t] for curve in curves]
-            figures |= compared.add(f"{name}.{t}", np.mean([m.auc for m in measured], axis=0))
-            figures[f"accuracy.{name}.{t}"] = float(np.mean([m.accuracy for m in measured]))
-            figures[f"log_loss.{name}.{t}"] = float(np.mean([m.log_loss for m in measured]))
-            figures[f"ece.{name}.{t}"] = float(np.mean([m.ece for m in measured]))
-    # The default's calibration by its short name as well.
-    return figures | {f"ece.{t}": figures[f"ece.{DEFAULT_STRATEGY}.{t}"] for t in answers}
-
-
 def _baselines(
-    z: Floats, train: Indexed, people: NewPeople, lapse: float, answers: Sequence[int], compared: _Compared
+    z: Floats, train: Indexed, people: NewPeople, lapse: float, answers: Sequence[int], compared: Compared
 ) -> dict[str, float]:
     one, penalty = one_reward_for_all(z, train.choices, people, lapse, compared.seed)
     each, precision = model_per_person(z, train.choices, people, lapse, answers, compared.seed)
@@ -154,7 +111,7 @@ def _baselines(
     return figures
 
 
-def _differences(compared: _Compared, strategies: Sequence[str], answers: Sequence[int]) -> dict[str, float]:
+def _differences(compared: Compared, strategies: Sequence[str], answers: Sequence[int]) -> dict[str, float]:
     """Paired by person: each strategy and the best one against random and against the baselines."""
     figures: dict[str, float] = {}
     others = [name for name in strategies if name != "random"]
@@ -209,12 +166,12 @@ def _means(model: RewardModel, people: NewPeople, user: int) -> dict[int, Floats
 
 def _table(figures: Mapping[str, float], strategies: Sequence[str], answers: Sequence[int]) -> str:
     def cells(key: str) -> list[str]:
-        return [_interval(figures, name) if (name := f"{key}.{t}") in figures else "" for t in answers]
+        return [interval(figures, name) if (name := f"{key}.{t}") in figures else "" for t in answers]
 
     header = ["", *map(str, answers)]
     auc = [[f"asked by `{name}`", *cells(f"auc.{name}")] for name in strategies]
     auc.append(["a model per person", *cells("auc.per_user")])
-    auc.append(["one reward for all", *[_interval(figures, "auc.bradley_terry")] * len(answers)])
+    auc.append(["one reward for all", *[interval(figures, "auc.bradley_terry")] * len(answers)])
     gain = [
         [f"`{name}` less `random`", *cells(f"auc.{name}_minus_random")[1:]] for name in strategies if name != "random"
     ]
@@ -240,12 +197,6 @@ _SINGLE = {
     "fit_seconds.cold": "seconds to fit, from nothing",
     "fit_peak_memory_mb": "most memory of that fit, MB",
 }
-
-
-def _interval(figures: Mapping[str, float], name: str) -> str:
-    if f"{name}.low" not in figures:
-        return f"{figures[name]:.3f}"
-    return f"{figures[name]:.3f} ({figures[name + '.low']:.3f}–{figures[name + '.high']:.3f})"
 
 
 def _picture(answers: Sequence[int]) -> Picture:

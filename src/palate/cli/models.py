@@ -44,10 +44,23 @@ def check(feedback: FilesArgument, seed: UnusedSeedOption = 0, as_json: JsonOpti
         console.print("Nothing to object to.")
 
 
+def _rank(text: str) -> str:
+    if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= 64):
+        raise typer.BadParameter(f"{text!r} is not a rank; give a number from 1 to 64, or auto")
+    return text
+
+
 def fit(
     feedback: FilesArgument,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the reward model to.")],
-    rank: Annotated[int, typer.Option(metavar="J", min=1, max=64, help="How many base rewards, 1 to 64.")] = 12,
+    rank: Annotated[
+        str,
+        typer.Option(
+            metavar="J",
+            callback=_rank,
+            help="How many base rewards, 1 to 64; auto finds it, and the strength of L2, on people left out (slower).",
+        ),
+    ] = "12",
     encoder: Annotated[
         str, typer.Option(metavar="NAME", help="Sentence encoder: a folder, or a model's name.")
     ] = "all-MiniLM-L6-v2",
@@ -55,10 +68,10 @@ def fit(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn base rewards and the population prior from people's comparisons."""
+    """Learn base rewards and the population prior from people's comparisons and ratings."""
     from palate.encoders import load_encoder
     from palate.rewards import fit as fit_model
-    from palate.rewards.folder import check_target
+    from palate.rewards.folder import check_target, counted
 
     started = time.perf_counter()
     check_target(output)
@@ -66,7 +79,9 @@ def fit(
     if said.replies:
         note(f"{len(said.replies):,} replies are left out; a fit reads comparisons and ratings")
     with progress() as told:
-        model = fit_model(said, load_encoder(encoder), rank=rank, seed=seed, progress=told)
+        model = fit_model(
+            said, load_encoder(encoder), rank="auto" if rank == "auto" else int(rank), seed=seed, progress=told
+        )
     model.save(output)
     seconds = time.perf_counter() - started
     if as_json:
@@ -84,14 +99,10 @@ def fit(
         return
     f = model.figures
     console = stdout()
-    console.print(
-        f"{model.n_rewards} base rewards from {f['comparisons']:,.0f} comparisons of {f['users']:,.0f} people, "
-        f"in {seconds:.0f} s"
-    )
+    console.print(f"{model.n_rewards} base rewards from {counted(f)} of {f['users']:,.0f} people, in {seconds:.0f} s")
     measured = [f"{f[key]:.2f} after {t} answers" for t in (0, 5, 10) if (key := f"held_out_auc.{t}") in f]
-    if said.ratings:
-        scale = model.ratings
-        console.print(f"A rating counts {scale.weight:.1f} times as much as a choice, by {len(said.ratings):,} ratings")
+    if "ratings" in f:
+        console.print(f"A rating counts {model.ratings.weight:.1f} times as much as a choice")
     if measured:
         console.print("AUC for people and prompts left out, questions at random: " + ", ".join(measured))
     console.print(f"Written to {output}", markup=False)

@@ -3,9 +3,10 @@
 from palate.rewards.explain import Explanation, StyleTaste, explain
 from palate.rewards.factorization import Penalties
 from palate.rewards.fitting import fit
-from palate.rewards.model import KnownAnswers, Pool, Ranked, RatingScale, RewardModel
+from palate.rewards.model import KnownAnswers, Pool, Ranked, RewardModel
 from palate.rewards.posterior import Gaussian, Observations, laplace_posterior, predict
 from palate.rewards.queries import DEFAULT_STRATEGY, STRATEGIES, choose, expected_information
+from palate.rewards.ratings import RatingScale
 
 __all__ = [
     "DEFAULT_STRATEGY",

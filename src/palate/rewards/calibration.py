@@ -6,7 +6,7 @@ prompts in turn, and the scale of the prior and the lapse rate are those that pr
 People of one group never stand on both sides.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,13 +15,17 @@ from scipy.special import expit, logit
 
 from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights
-from palate.rewards.posterior import Floats, Gaussian, Observations, laplace_posterior, predict
+from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
+from palate.rewards.ratings import Mask, RatingScale, with_level, without_level
 
 LAPSE = 0.05  # before any data, and the centre of its prior
 # Numbers of answers at which left-out people are predicted, and parts of people × prompts.
 _ANSWERS = (0, 5, 10)
 _FOLDS = 4
+# So many rows of left-out people say enough: further folds would only take time, further people of a fold as well.
+_ENOUGH = 10_000
 _PRIOR_SD = 0.5  # of log scales and of the logit of the lapse, around (1, 1, LAPSE)
+_RATING_PRIOR_SD = 1.0  # of the logs of slope, weight and generosity, around ones
 
 
 def fit_prior(observations: Observations, lapse: float, max_rounds: int = 50) -> Gaussian:
@@ -54,15 +58,17 @@ def fit_prior(observations: Observations, lapse: float, max_rounds: int = 50) ->
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out people and prompts say of the prior.
+    """What held-out people and prompts say of the prior, and of how ratings speak.
 
     Args:
         mean_scale: factor on the prior mean.
         spread_scale: factor on the prior standard deviations.
         lapse: ε.
-        log_loss: {answers: mean nats} on held-out people and prompts with these values, questions at random.
+        log_loss: {answers: mean nats} of choices on held-out people and prompts with these values, questions at random.
         auc: {answers: mean over the same people}.
         people: how many people were held out in all; 0 where there were too few to hold any out.
+        ratings: slope, weight and generosity; ones where nothing was rated.
+        losses: (groups,) nats of all rows of each held-out group, mean over the numbers of answers.
     """
 
     mean_scale: float = 1.0
@@ -71,6 +77,8 @@ class Calibration:
     log_loss: dict[int, float] = field(default_factory=dict)
     auc: dict[int, float] = field(default_factory=dict)
     people: int = 0
+    ratings: RatingScale = RatingScale()
+    losses: Floats = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
     def apply(self, prior: Gaussian) -> Gaussian:
         """The scaled prior."""
@@ -79,9 +87,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """One fold's unseen people on unseen prompts: what they said first, and what came after, by number of answers."""
+    """One fold's unseen people on unseen prompts: what they said first, and what came after, by number of answers.
+
+    Rows with ratings have a last column that is 1 in ratings; the scale of ratings is not in them yet.
+    """
 
     prior: Gaussian
+    group: Ints
     asked: dict[int, Observations]
     after: dict[int, Observations]
 
@@ -92,16 +104,21 @@ def cross_fit(
     rank: int,
     penalties: Penalties = Penalties(),
     *,
+    scale: RatingScale = RatingScale(),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Scale of the prior and lapse rate, by likelihood on people and prompts that were not fitted on.
+    """Scales of the prior and of ratings, and lapse rate, by likelihood on people and prompts not fitted on.
+
+    Where nobody compared, the order of a person's ratings of one prompt stands in for choices, so that a choice is
+    foreseen in its own units as well.
 
     Args:
-        z: (n, K) coordinates of the answers.
-        choices: all comparisons; groups of people and of prompts stay on one side of each fold.
+        z: (n, K) coordinates of the answers, and of the centres where there are ratings.
+        choices: all comparisons and ratings; groups of people and of prompts stay on one side of each fold.
         rank: J.
         penalties: as in `fit_weights`.
+        scale: of ratings, while base rewards are learned.
         seed: of the folds.
         progress: told of each fold.
 
@@ -109,62 +126,106 @@ def cross_fit(
         The best scales; ones where fewer than two groups of people are there to split.
     """
     held_out: list[_HeldOut] = []
-    for fold in _folds(z, choices, rank, penalties, seed):
+    for fold in _folds(z, choices, rank, penalties, scale, seed):
         held_out.append(fold)
         if progress:
             progress(len(held_out), _FOLDS)
-    if not held_out:
-        return Calibration()
-    rows = {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
+    return _best(held_out, rated=bool(choices.rated.any())) if held_out else Calibration(ratings=scale)
 
-    def losses(calibration: Calibration) -> dict[int, float]:
-        return {
-            t: sum(float(np.sum(_loss(fold, t, calibration))) for fold in held_out) / max(rows[t], 1) for t in _ANSWERS
-        }
+
+def _best(held_out: Sequence[_HeldOut], rated: bool) -> Calibration:
+    """Three numbers by maximum a posteriori, six where there are ratings."""
+    rows = {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
+    origin = np.array([0.0, 0.0, logit(2 * LAPSE), *[0.0] * (3 * rated)])
+    deviation = np.array([_PRIOR_SD] * 3 + [_RATING_PRIOR_SD] * (3 * rated))
 
     def unpack(x: Floats) -> Calibration:
-        return Calibration(float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])))
+        scale = RatingScale(*map(float, np.exp(x[3:]))) if rated else RatingScale()
+        return Calibration(float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])), ratings=scale)
 
     def minus_log_posterior(x: Floats) -> float:
-        fit = rows[0] * float(np.mean(list(losses(unpack(x)).values())))
-        return fit + 0.5 * float(np.sum(((x - origin) / _PRIOR_SD) ** 2))
+        found = unpack(x)
+        losses = [sum(float(np.sum(_loss(fold, t, found))) for fold in held_out) / max(rows[t], 1) for t in _ANSWERS]
+        return rows[0] * float(np.mean(losses)) + 0.5 * float(np.sum(((x - origin) / deviation) ** 2))
 
-    origin = np.array([0.0, 0.0, logit(2 * LAPSE)])
+    size = len(origin)
     best = minimize(
         minus_log_posterior,
         origin,
         method="Nelder-Mead",
-        options={"xatol": 0.02, "fatol": 0.1, "initial_simplex": origin + 0.3 * np.eye(4, 3), "maxfev": 80},
+        options={
+            "xatol": 0.02,
+            "fatol": 0.1,
+            "initial_simplex": origin + 0.6 * deviation * np.eye(size + 1, size),
+            "maxfev": 100 if rated else 80,
+        },
     )
-    found = unpack(best.x)
+    return _measured(unpack(best.x), held_out, rows)
+
+
+def _measured(found: Calibration, held_out: Sequence[_HeldOut], rows: dict[int, int]) -> Calibration:
+    """With its figures: of choices the mean nats and AUC, of all rows the nats by group."""
+    nats = {t: [_loss(fold, t, found) for fold in held_out] for t in _ANSWERS}
+    chosen = {t: [_choices(fold, t) for fold in held_out] for t in _ANSWERS}
+    count = {t: sum(int(np.sum(mask)) for mask in chosen[t]) for t in _ANSWERS}
+    log_loss = {
+        t: sum(float(np.sum(loss[mask])) for loss, mask in zip(nats[t], chosen[t], strict=True)) / count[t]
+        for t in _ANSWERS
+        if count[t]
+    }
     aucs = {t: np.concatenate([_auc(fold, t, found) for fold in held_out]) for t in _ANSWERS}
+    group = np.concatenate([fold.group[fold.after[t].user] for t in _ANSWERS for fold in held_out])
+    share = np.concatenate([loss * rows[0] / max(rows[t], 1) for t in _ANSWERS for loss in nats[t]]) / len(_ANSWERS)
     return replace(
         found,
-        log_loss={t: loss for t, loss in losses(found).items() if rows[t]},
+        log_loss=log_loss,
         auc={t: float(np.nanmean(auc)) for t, auc in aucs.items() if np.isfinite(auc).any()},
         people=sum(fold.after[0].n_users for fold in held_out),
+        losses=np.asarray(np.bincount(np.unique(group, return_inverse=True)[1], share), np.float64),
     )
+
+
+def _scaled(fold: _HeldOut, rows: Observations, scale: RatingScale) -> Observations:
+    """Rows with ratings on their scale; choices alone have no column for it and stay as they are."""
+    dim = len(fold.prior.mean)
+    if rows.v.shape[1] == dim:
+        return rows
+    v, weight = scale.rows(rows.v[:, :dim], rows.v[:, dim] > 0)
+    return replace(rows, v=v, weight=weight)
+
+
+def _choices(fold: _HeldOut, answers: int) -> Mask:
+    """Which of the rows to be predicted are choices."""
+    rows = fold.after[answers].v[:, len(fold.prior.mean) :]
+    return np.asarray(~rows.any(axis=1), np.bool_)
 
 
 def _belief(fold: _HeldOut, answers: int, calibration: Calibration) -> Gaussian:
-    return laplace_posterior(fold.asked[answers], calibration.apply(fold.prior), calibration.lapse, tolerance=1e-4)
+    said = _scaled(fold, fold.asked[answers], calibration.ratings)
+    prior = calibration.apply(fold.prior)
+    if said.v.shape[1] > len(prior.mean):
+        prior = with_level(prior, calibration.ratings.generosity)
+    return laplace_posterior(said, prior, calibration.lapse, tolerance=1e-4)
 
 
 def _loss(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
     """Soft-label cross-entropy of each left-out row, in nats: (N,)."""
-    after = fold.after[answers]
+    after = _scaled(fold, fold.after[answers], calibration.ratings)
     belief = _belief(fold, answers, calibration)[after.user]
     p = predict(belief, after.v[:, None, :], calibration.lapse)[:, 0]
     return -after.label * np.log(p) - (1 - after.label) * np.log1p(-p)
 
 
 def _auc(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
-    after = fold.after[answers]
-    means = _belief(fold, answers, calibration).mean[after.user]
-    return auc_by_user(np.sum(after.v * means, axis=1), after.user, after.n_users)
+    after, choice = fold.after[answers], _choices(fold, answers)
+    user = after.user[choice]
+    means = _belief(fold, answers, calibration).mean[user]
+    return auc_by_user(np.sum(after.v[choice] * means, axis=1), user, after.n_users)
 
 
-def _folds(z: Floats, choices: Choices, rank: int, penalties: Penalties, seed: int) -> Iterator[_HeldOut]:
+def _folds(
+    z: Floats, choices: Choices, rank: int, penalties: Penalties, scale: RatingScale, seed: int
+) -> Iterator[_HeldOut]:
     """Fit without each part of people and prompts in turn, and yield what that part said."""
     rng = np.random.default_rng(seed)
     groups = rng.permutation(np.unique(choices.group))
@@ -173,27 +234,36 @@ def _folds(z: Floats, choices: Choices, rank: int, penalties: Penalties, seed: i
     if n_folds < 2:
         return
     by_prompt = len(prompts) >= 2 * n_folds
+    implied, foretold = bool(choices.rated.all()), 0
     for k in range(n_folds):
+        if foretold >= 0.9 * _ENOUGH:
+            return
         person_out = np.isin(choices.group, groups[k::n_folds])[choices.user]
         prompt_out = np.isin(choices.prompt, prompts[k::n_folds])
         seen = ~person_out & ~prompt_out if by_prompt else ~person_out
         unseen = person_out & prompt_out if by_prompt else person_out
         if not seen.any() or not unseen.any():
             continue
-        train, new = choices.where(seen), choices.where(unseen)
-        phi = z @ fit_weights(z, train, rank, LAPSE, penalties).T
-        yield _held_out(phi, new, fit_prior(train.observations(phi), LAPSE), rng)
+        train, new = choices.where(seen), choices.where(unseen).some_groups(_ENOUGH, rng)
+        foretold += len(new.user)
+        phi = z @ fit_weights(z, train, rank, LAPSE, penalties, scale=scale).T
+        prior = fit_prior(train.observations(phi, scale), LAPSE)
+        yield _held_out(phi, new, without_level(prior) if train.rated.any() else prior, rng, implied)
 
 
-def _held_out(phi: Floats, new: Choices, prior: Gaussian, rng: np.random.Generator) -> _HeldOut:
-    """Put each person's comparisons in random order: what comes after t of them is to be predicted."""
-    order = np.lexsort((rng.permutation(len(new.user)), new.user))
-    user = new.user[order]
-    first = np.searchsorted(user, user)
-    place = np.arange(len(user)) - first
-
-    def rows(mask: np.ndarray) -> Observations:
-        chosen, rejected = new.chosen[order][mask], new.rejected[order][mask]
-        return Observations.of(phi[chosen] - phi[rejected], user[mask], new.n_users, new.strength[order][mask])
-
-    return _HeldOut(prior, {t: rows(place < t) for t in _ANSWERS}, {t: rows(place >= t) for t in _ANSWERS})
+def _held_out(phi: Floats, new: Choices, prior: Gaussian, rng: np.random.Generator, implied: bool) -> _HeldOut:
+    """Put each person's rows in random order: what comes after t of them is to be predicted."""
+    new = new.where(np.lexsort((rng.permutation(len(new.user)), new.user)))
+    place = np.arange(len(new.user)) - np.searchsorted(new.user, new.user)
+    v = new.rows(phi, RatingScale())[0]
+    asked = {
+        t: Observations.of(v[place < t], new.user[place < t], new.n_users, new.strength[place < t]) for t in _ANSWERS
+    }
+    user, label = new.user, new.strength
+    if implied:
+        first, better, worse = new.implied()
+        v = np.concatenate([v, np.pad(phi[better] - phi[worse], ((0, 0), (0, 1)))])
+        user, label = np.append(user, user[first]), np.append(label, np.ones(len(first)))
+        place = np.append(place, place[first])
+    after = {t: Observations.of(v[place >= t], user[place >= t], new.n_users, label[place >= t]) for t in _ANSWERS}
+    return _HeldOut(prior, new.group, asked, after)

@@ -17,6 +17,8 @@ from palate.rewards.model import RewardModel
 from palate.rewards.posterior import Belief, Floats, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
 
+_CHUNK = 65_536  # test rows predicted at once
+
 
 @dataclass(frozen=True)
 class NewPeople:
@@ -122,9 +124,10 @@ def _take(asked: Observations, rows: Ints) -> Observations:
 def measure(people: NewPeople, belief: Belief) -> Figures:
     """Figures of everybody's belief on their test rows."""
     user, v = people.test_user, people.test
-    own = belief[user]
-    logit = np.sum(v * own.mean, axis=1)
-    p = predict(own, v[:, None, :])[:, 0]
+    logit = np.sum(v * belief.mean[user], axis=1)
+    # Some rows at a time: each brings its person's covariance along.
+    parts = [slice(first, first + _CHUNK) for first in range(0, len(v), _CHUNK)]
+    p = np.concatenate([np.zeros(0), *(predict(belief[user[part]], v[part, None, :])[:, 0] for part in parts)])
     return Figures(
         auc=auc_by_user(logit, user, people.asked.n_users),
         accuracy=float(np.mean((logit > 0) + 0.5 * (logit == 0))),

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from palate.errors import InputError, ModelError
-from palate.rewards.model import KnownAnswers, RatingScale, RewardModel
+from palate.rewards.model import KnownAnswers, RewardModel
 from palate.rewards.posterior import Gaussian
+from palate.rewards.ratings import RatingScale
 
 FORMAT = 1
 CONFIG, TENSORS, KNOWN, CARD = "config.json", "model.safetensors", "completions.jsonl", "README.md"
@@ -83,6 +84,7 @@ def _write(model: RewardModel, folder: Path) -> None:
             "weights": np.ascontiguousarray(model.weights),
             "prior.mean": np.ascontiguousarray(model.prior.mean),
             "prior.cov": np.ascontiguousarray(model.prior.cov),
+            "ratings.level": np.ascontiguousarray(model.level),
             "known.phi": np.ascontiguousarray(known.phi),
             "known.styles": np.ascontiguousarray(known.styles),
         },
@@ -170,8 +172,20 @@ def _build(
         ),
         style_names=[(high, low) for high, low in c["styles"]],  # type: ignore[attr-defined]
         ratings=RatingScale(**ratings),
+        level=tensors.get("ratings.level", np.zeros(0)),  # older folders have none
         figures=dict(c["figures"]),  # type: ignore[call-overload]
     )
+
+
+def counted(figures: Mapping[str, float]) -> str:
+    """How much a model was fitted on, in words.
+
+    Example:
+        >>> counted({"comparisons": 1200, "ratings": 30})
+        '1,200 comparisons and 30 ratings'
+    """
+    counts = [(name, figures.get(name, 0)) for name in ("comparisons", "ratings")]
+    return " and ".join(f"{count:,.0f} {name}" for name, count in counts if count) or "0 comparisons"
 
 
 def card(model: RewardModel) -> str:
@@ -196,8 +210,8 @@ base_model: {model.encoder_name}
 
 # Palate reward model {model.fingerprint}
 
-{model.n_rewards} base rewards and a prior over people's weights, fitted on {f.get("comparisons", 0):.0f} comparisons of
-{f.get("users", 0):.0f} people between {f.get("answers", 0):.0f} answers to {f.get("prompts", 0):.0f} prompts.
+{model.n_rewards} base rewards and a prior over people's weights, fitted on {counted(f)}
+of {f.get("users", 0):.0f} people between {f.get("answers", 0):.0f} answers to {f.get("prompts", 0):.0f} prompts.
 Encoder: {model.encoder_name}, revision {model.encoder_revision}. Lapse rate {model.lapse:.3f}.
 
 {held_out}

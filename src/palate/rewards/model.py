@@ -19,21 +19,7 @@ from palate.feedback import Comparison, Rating, Record, Text, as_text
 from palate.rewards.features import in_chunks
 from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import pairs_within_prompts
-
-
-@dataclass(frozen=True)
-class RatingScale:
-    """How a rating speaks of the reward: P = ε + (1 − 2ε) σ(slope · λ·(φ − φ̄) + b_u), counted `weight` times.
-
-    Args:
-        slope: logits per unit of reward, > 0.
-        weight: evidence of one rating in units of one choice, > 0.
-        generosity: standard deviation of b_u, the person's own level, in logits, > 0.
-    """
-
-    slope: float = 1.0
-    weight: float = 1.0
-    generosity: float = 1.0
+from palate.rewards.ratings import RatingScale, with_level, without_level
 
 
 @dataclass(frozen=True)
@@ -106,6 +92,7 @@ class RewardModel:
         known: answers of the fitting data.
         style_names: S pairs of words for the two ends of each named style, high first.
         ratings: how ratings speak.
+        level: (J,) base rewards from which ratings start, over the centre; none by default.
         figures: what was measured while fitting, for the model card.
 
     Example:
@@ -125,10 +112,13 @@ class RewardModel:
     known: KnownAnswers
     style_names: list[tuple[str, str]] = field(default_factory=list)
     ratings: RatingScale = RatingScale()
+    level: Floats = field(default_factory=lambda: np.zeros(0))
     figures: dict[str, float] = field(default_factory=dict)
     encoder: Encoder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if not len(self.level):
+            self.level = np.zeros(len(self.weights))
         self.prompt_number = numbers = self.known.prompt_numbers()
         self._row_of = {
             (as_text(prompt), as_text(completion)): row
@@ -178,6 +168,8 @@ class RewardModel:
         digest.update(repr(list(self._row_of.items())).encode())
         scale = self.ratings
         digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
+        if self.level.any():
+            digest.update(np.ascontiguousarray(self.level).tobytes())
         return digest.hexdigest()[:16]
 
     def phi(self, prompts: Sequence[Text], completions: Sequence[Text], *, progress: Progress | None = None) -> Floats:
@@ -242,32 +234,27 @@ class RewardModel:
         v = self.phi(prompts, first)  # (N, J)
         compared = [r for r in evidence if isinstance(r, Comparison)]
         v[~is_rating] -= self.phi([r.prompt for r in compared], [r.rejected for r in compared])
+        centres = {as_text(prompts[i]): self._centre(prompts[i]) for i in np.flatnonzero(is_rating)}
         for i in np.flatnonzero(is_rating):
-            v[i] = self.ratings.slope * (v[i] - self._centre(prompts[i]))
+            v[i] -= centres[as_text(prompts[i])]
+        v, weight = self.ratings.rows(v, is_rating)
         return Observations.of(
-            np.column_stack([v, is_rating]),
+            v,
             np.zeros(len(v), np.int64) if user is None else user,
             n_users,
             label=np.array([r.strength if isinstance(r, Comparison) else r.score for r in evidence]),
-            weight=np.where(is_rating, self.ratings.weight, 1.0),
+            weight=weight,
         )
 
     def _centre(self, prompt: Text) -> Floats:
-        """φ̄(x): mean over known answers to the prompt where there are two or more, else over all."""
+        """φ̄(x), mean over known answers to the prompt where there are two or more, else over all; less the level."""
         rows = self.rows_of(prompt)
-        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0), np.float64)
-
-    def with_generosity(self, deviation: float) -> Gaussian:
-        """The prior over (λ, b_u), b_u of that standard deviation."""
-        cov = np.zeros((self.n_rewards + 1, self.n_rewards + 1))
-        cov[:-1, :-1] = self.prior.cov
-        cov[-1, -1] = deviation**2
-        return Gaussian(np.append(self.prior.mean, 0.0), cov)
+        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0) - self.level, np.float64)
 
     @property
     def prior_with_generosity(self) -> Gaussian:
         """The prior over (λ, b_u) under the model's own rating scale."""
-        return self.with_generosity(self.ratings.generosity)
+        return with_level(self.prior, self.ratings.generosity)
 
     def posterior(self, evidence: Sequence[Record]) -> Gaussian:
         """What is known of a person's weights: a function of what they said, and of the model's fingerprint.
@@ -281,8 +268,7 @@ class RewardModel:
         said = [record for record in evidence if isinstance(record, Comparison | Rating)]
         if not said:
             return self.prior
-        belief = laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)[0]
-        return Gaussian(belief.mean[:-1], belief.cov[:-1, :-1])
+        return without_level(laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)[0])
 
     def reward(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> Floats:
         """Posterior mean reward of each completion, in logits; the population's for `user` None.
