@@ -76,14 +76,10 @@ def new_people(z: Floats, choices: Choices, asked: Mask, test: Mask) -> NewPeopl
         test: (N,) which are to be predicted.
     """
 
-    def sorted_by_user(mask: Mask) -> Ints:
-        rows = np.flatnonzero(mask)
-        return rows[np.argsort(choices.user[rows], kind="stable")]
-
     def difference(rows: Ints) -> Floats:
         return np.asarray(z[choices.chosen[rows]] - z[choices.rejected[rows]], np.float64)
 
-    ask, try_on = sorted_by_user(asked), sorted_by_user(test)
+    ask, try_on = rows_by_user(choices, asked), rows_by_user(choices, test)
     return NewPeople(
         asked=Observations(
             difference(ask), choices.strength[ask], np.ones(len(ask)), choices.user[ask], choices.n_users
@@ -92,3 +88,9 @@ def new_people(z: Floats, choices: Choices, asked: Mask, test: Mask) -> NewPeopl
         test=difference(try_on),
         test_user=choices.user[try_on],
     )
+
+
+def rows_by_user(choices: Choices, mask: Mask) -> Ints:
+    """The rows of a mask over the comparisons, sorted by person."""
+    rows = np.flatnonzero(mask)
+    return np.asarray(rows[np.argsort(choices.user[rows], kind="stable")], np.int64)
