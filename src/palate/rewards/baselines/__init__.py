@@ -12,4 +12,4 @@ from palate.rewards.baselines.vpl import VPL
 PEERS: tuple[type[Peer], ...] = (BradleyTerry, PerUser, Neighbours, PReF, VPL, PAL, LoRe)
 """All of them, the plainest first."""
 
-__all__ = ["PEERS", "PAL", "VPL", "Answers", "BradleyTerry", "Fitted", "LoRe", "Neighbours", "PReF", "Peer", "PerUser"]
+__all__ = ["PAL", "PEERS", "VPL", "Answers", "BradleyTerry", "Fitted", "LoRe", "Neighbours", "PReF", "Peer", "PerUser"]

@@ -104,4 +104,6 @@ class Bilinear:
     def rewards(self, z: Floats, answers: Answers) -> Floats:
         """Nought for who said nothing."""
         phi = z @ self.weights.T
-        return np.asarray(posterior_mode(answers.observations(answers.differences(phi)), self.start) @ phi.T, np.float64)
+        return np.asarray(
+            posterior_mode(answers.observations(answers.differences(phi)), self.start) @ phi.T, np.float64
+        )

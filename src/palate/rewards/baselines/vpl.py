@@ -57,7 +57,7 @@ class VPL:
     @classmethod
     def grid(cls) -> Sequence["VPL"]:
         """Two widths of what is read, two β, two decays."""
-        return [cls(width, beta, decay) for width in (16, 64) for beta in (0.1, 1.0) for decay in (0.1, 0.3)]
+        return [cls(width, beta, decay) for width in (16, 32) for beta in (0.1, 1.0) for decay in (0.1, 0.3)]
 
     def fit(self, z: Floats, choices: Choices, seed: int = 0) -> "Variational":
         """By Adam on the evidence lower bound; a step draws comparisons to predict, and everybody's context and l."""
@@ -78,7 +78,9 @@ class VPL:
             latent = (mean + torch.exp(0.5 * log_variance) * noise) @ networks["latent"].T  # (U, h)
             hidden = table @ networks["answer"].T  # (n, h)
             rows = rng.choice(total, batch, replace=False)
-            chosen, rejected, user = (torch.from_numpy(x[rows]) for x in (choices.chosen, choices.rejected, choices.user))
+            chosen, rejected, user = (
+                torch.from_numpy(x[rows]) for x in (choices.chosen, choices.rejected, choices.user)
+            )
             logit = _worth(networks, hidden[chosen] + latent[user]) - _worth(networks, hidden[rejected] + latent[user])
             strength = torch.from_numpy(choices.strength[rows]).float()
             missed = binary_cross_entropy_with_logits(logit, strength, reduction="sum") * (total / batch)
@@ -170,5 +172,6 @@ class Variational:
         table = torch.from_numpy(z[:, : networks["answer"].shape[1]])
         latent = encode(networks, table, answers)[0] @ networks["latent"].T  # (U, h)
         hidden = table @ networks["answer"].T  # (n, h)
-        parts = latent.split(max(1, _CELLS // max(len(z), 1)))
-        return torch.cat([_worth(networks, hidden + part[:, None, :]) for part in parts]).numpy()
+        size = max(1, _CELLS // max(len(z), 1))
+        parts = [latent[at : at + size, None, :] for at in range(0, len(latent), size)]
+        return torch.cat([_worth(networks, hidden + part) for part in parts]).numpy()
