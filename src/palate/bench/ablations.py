@@ -11,7 +11,7 @@ import numpy as np
 
 from palate.bench.intervals import cluster_interval
 from palate.bench.unseen import new_people
-from palate.encoders import SentenceEncoder, load_encoder
+from palate.encoders import Encoder
 from palate.rewards.calibration import LAPSE, fit_prior
 from palate.rewards.evaluation import learning_curve
 from palate.rewards.factorization import Penalties, fit_weights
@@ -39,14 +39,21 @@ ARMS: Mapping[str, str] = {
 
 
 def ablations(
-    train: Indexed, new: Indexed, encoder: SentenceEncoder, *, seed: int = 0, progress: Stage | None = None
+    train: Indexed,
+    new: Indexed,
+    encoder: Encoder,
+    last_layer: Encoder,
+    *,
+    seed: int = 0,
+    progress: Stage | None = None,
 ) -> dict[str, float]:
     """AUC of every arm after 0, 5, 10 and 20 answers, and what it lacks against the whole, paired by person.
 
     Args:
         train: training people.
         new: new people, `adapt` and `test`.
-        encoder: of the whole; its weights are read again for its last layer alone.
+        encoder: of the whole.
+        last_layer: the same model, its last layer alone.
         seed: of the random starts and the bootstrap.
         progress: told of each arm.
 
@@ -65,8 +72,7 @@ def ablations(
         elif arm == "no_l2":
             curves = [_curve(train, new, here, penalties=Penalties(_NO_PENALTY, _NO_PENALTY))]
         elif arm == "last_layer":
-            last = load_encoder(encoder.name, layers=(encoder.model.config.num_hidden_layers,))
-            curves = [_curve(train, new, _coordinates(train, new, last))]
+            curves = [_curve(train, new, _coordinates(train, new, last_layer))]
         else:
             curves = [_curve(train, new, here, rank=int(arm.removeprefix("rank_")) if arm != "full" else _RANK)]
         whole = whole or curves[0]
@@ -80,7 +86,7 @@ def ablations(
     return figures
 
 
-def _coordinates(train: Indexed, new: Indexed, encoder: SentenceEncoder) -> tuple[Floats, Floats]:
+def _coordinates(train: Indexed, new: Indexed, encoder: Encoder) -> tuple[Floats, Floats]:
     raw = train.encode(encoder)
     coordinates = Coordinates.fit(raw, encoder.blocks)
     return coordinates(raw), coordinates(new.encode(encoder))

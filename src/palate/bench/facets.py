@@ -91,7 +91,8 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     told("Timing", 0, 1)
     figures |= {"fit_seconds.warm": seconds} | seconds_per_answer(model, seed=seed)
     if not quick:
-        figures |= ablations(train, new, encoder, seed=seed, progress=told)
+        last_layer = load_encoder(layers=(encoder.depth,))
+        figures |= ablations(train, new, encoder, last_layer, seed=seed, progress=told)
         told("Fitting with an empty cache", 0, 1)
         figures |= cold_fit(seed=seed)
     return Result("facets", figures, page(figures, strategies, answers, curves), picture(answers))

@@ -101,8 +101,8 @@ def _picks(figures: Figures, answers: Sequence[int], peers: Sequence[str]) -> st
     header = ["", *map(str, after)]
     return (
         "## The picked answer\n\nOf the 14 answers to a prompt, spoilt ones among them, the one that a method puts "
-        "first, by what the person truly likes: the share of what a perfect picker gains over one reward for all, after "
-        f"so many answers:\n\n{markdown(header, gain)}\n"
+        "first, by what the person truly likes: the share of what a perfect picker gains over one reward for all, "
+        f"after so many answers:\n\n{markdown(header, gain)}\n"
         f"How often it is liked better than the pick of one reward for all, ties half:\n\n{markdown(header, wins)}\n"
     )
 

@@ -65,11 +65,16 @@ class SentenceEncoder:
     only_layers: tuple[int, ...] | None = None
 
     @property
+    def depth(self) -> int:
+        """How many layers the model has."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers read, counted from 1: by default at most four, evenly spread over the first two thirds."""
         if self.only_layers:
             return self.only_layers
-        deepest = max(1, 2 * self.model.config.num_hidden_layers // 3)
+        deepest = max(1, 2 * self.depth // 3)
         count = min(4, deepest)
         return tuple(deepest * k // count for k in range(1, count + 1))
 
