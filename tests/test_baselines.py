@@ -27,7 +27,7 @@ from palate.rewards.baselines import (
     PReF,
     vpl,
 )
-from palate.rewards.baselines.base import descend
+from palate.rewards.baselines.base import descend, minus_log_likelihood
 from palate.rewards.baselines.neighbours import Voting
 from palate.rewards.baselines.pal import Prototypes
 from palate.rewards.baselines.pref import svd_of_choices
@@ -377,3 +377,16 @@ def test_descent_reaches_the_least_squares_solution():
     descend(lambda: torch.sum((a @ x - b) ** 2), [x], steps=500, rate=0.1)
     assert not x.requires_grad
     assert_allclose(x, np.linalg.lstsq(a.numpy(), b.numpy())[0], atol=1e-4)
+
+
+def test_the_likelihood_is_the_mean_of_its_draws():
+    choices, z = TRUTH.choices, torch.from_numpy(TRUTH.z)
+
+    def logit(chosen: torch.Tensor, rejected: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
+        return (z[chosen] - z[rejected])[:, 0] * (1 + user)
+
+    value = (TRUTH.z[choices.chosen] - TRUTH.z[choices.rejected])[:, 0] * (1 + choices.user)
+    whole = minus_log_likelihood(choices, np.random.default_rng(0))(logit)
+    assert float(whole) == pytest.approx(np.logaddexp(0, -value).sum())
+    some = minus_log_likelihood(choices, np.random.default_rng(0), most=480)
+    assert np.mean([float(some(logit)) for _ in range(200)]) == pytest.approx(float(whole), rel=0.02)

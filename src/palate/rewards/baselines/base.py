@@ -75,6 +75,29 @@ class Peer(Protocol):
         """
 
 
+def minus_log_likelihood(
+    choices: Choices, rng: np.random.Generator, most: int = 16_384
+) -> "Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], Tensor]":
+    """The negative log-likelihood of what was chosen, of a function of (chosen, rejected, user) that gives logits.
+
+    It is that of `most` rows drawn anew at each call, scaled up, where there are more.
+    """
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    columns = [torch.from_numpy(x) for x in (choices.chosen, choices.rejected, choices.user, choices.strength)]
+    total = len(choices.user)
+
+    def missed(logit: "Callable[[Tensor, Tensor, Tensor], Tensor]") -> "Tensor":
+        rows = torch.from_numpy(rng.choice(total, most, replace=False)) if total > most else slice(None)
+        chosen, rejected, user, strength = (column[rows] for column in columns)
+        value = logit(chosen, rejected, user)
+        loss = binary_cross_entropy_with_logits(value, strength.to(value.dtype), reduction="sum")
+        return loss * (total / max(len(value), 1))
+
+    return missed
+
+
 def descend(loss: "Callable[[], Tensor]", parameters: "Sequence[Tensor]", *, steps: int, rate: float) -> None:
     """Lower `loss` in place by Adam (Kingma and Ba 2015), its step shrinking linearly to nothing.
 

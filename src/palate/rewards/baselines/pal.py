@@ -38,7 +38,7 @@ class PAL:
     penalty: float = 10.0
     pull: float = 0.1
     prototypes: int = 8
-    dim: int = 8
+    dim: int = 16
 
     @classmethod
     def grid(cls) -> Sequence["PAL"]:

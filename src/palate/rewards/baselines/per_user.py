@@ -25,7 +25,7 @@ class PerUser:
     @classmethod
     def grid(cls) -> Sequence["PerUser"]:
         """Eight precisions."""
-        return [cls(precision) for precision in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)]
+        return [cls(precision) for precision in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)]
 
     def fit(self, z: Floats, choices: Choices, seed: int = 0) -> "PerUser":
         """Itself: training people teach it nothing."""

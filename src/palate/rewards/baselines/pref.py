@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
-from palate.rewards.baselines.base import Answers, descend
+from palate.rewards.baselines.base import Answers, descend, minus_log_likelihood
 from palate.rewards.factorization import Choices
 from palate.rewards.initialization import raters_per_pair
 from palate.rewards.posterior import Floats, Gaussian, posterior_mode
@@ -45,17 +45,16 @@ class PReF:
     def fit(self, z: Floats, choices: Choices, seed: int = 0) -> "Bilinear":
         """By Adam."""
         import torch
-        from torch.nn.functional import binary_cross_entropy_with_logits
 
-        chosen, rejected, user = (torch.from_numpy(x) for x in (choices.chosen, choices.rejected, choices.user))
-        table, strength = torch.from_numpy(z), torch.from_numpy(choices.strength)
-        w, tastes = (torch.from_numpy(x) for x in self._start(z, choices, np.random.default_rng(seed)))
+        rng = np.random.default_rng(seed)
+        table = torch.from_numpy(z)
+        w, tastes = (torch.from_numpy(x) for x in self._start(z, choices, rng))
+        missed = minus_log_likelihood(choices, rng)
 
         def loss() -> torch.Tensor:
             phi = table @ w.T
-            logit = torch.sum((phi[chosen] - phi[rejected]) * tastes[user], dim=1)
-            missed = binary_cross_entropy_with_logits(logit, strength, reduction="sum")
-            return missed + 0.5 * self.penalty * torch.sum(w**2) + 0.5 * self.shrink * torch.sum(tastes**2)
+            fit = missed(lambda chosen, rejected, user: ((phi[chosen] - phi[rejected]) * tastes[user]).sum(dim=1))
+            return fit + 0.5 * self.penalty * torch.sum(w**2) + 0.5 * self.shrink * torch.sum(tastes**2)
 
         descend(loss, [w, tastes], steps=_STEPS, rate=_RATE)
         return Bilinear(w.numpy(), self.shrink)

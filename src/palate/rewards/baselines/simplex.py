@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from palate.rewards.baselines.base import Answers, descend
+from palate.rewards.baselines.base import Answers, descend, minus_log_likelihood
 from palate.rewards.factorization import Choices
 from palate.rewards.posterior import Floats
 
@@ -27,7 +27,7 @@ def fit_mixture(
     penalty: "Callable[[], Tensor]",
     choices: Choices,
     pull: float,
-    generator: np.random.Generator,
+    rng: np.random.Generator,
 ) -> None:
     """Fit reward functions and people's weights together, by likelihood; `parameters` change in place.
 
@@ -37,20 +37,17 @@ def fit_mixture(
         penalty: on `parameters`, added to the negative log-likelihood.
         choices: who preferred what.
         pull: towards equal weights.
-        generator: of the start of people's weights, which tells the functions apart.
+        rng: of the start of people's weights, which tells the functions apart.
     """
     import torch
-    from torch.nn.functional import binary_cross_entropy_with_logits
 
-    chosen, rejected, user = (torch.from_numpy(x) for x in (choices.chosen, choices.rejected, choices.user))
-    strength = torch.from_numpy(choices.strength)
-    theta = torch.from_numpy(generator.standard_normal((choices.n_users, basis().shape[1])))
+    theta = torch.from_numpy(rng.standard_normal((choices.n_users, basis().shape[1])))
+    missed = minus_log_likelihood(choices, rng)
 
     def loss() -> torch.Tensor:
         rewards, weights = basis(), torch.softmax(theta, dim=1)
-        logit = torch.sum((rewards[chosen] - rewards[rejected]) * weights[user], dim=1)
-        missed = binary_cross_entropy_with_logits(logit, strength, reduction="sum")
-        return missed + penalty() + 0.5 * pull * torch.sum(theta**2)
+        fit = missed(lambda chosen, rejected, user: ((rewards[chosen] - rewards[rejected]) * weights[user]).sum(dim=1))
+        return fit + penalty() + 0.5 * pull * torch.sum(theta**2)
 
     descend(loss, [*parameters, theta], steps=_STEPS, rate=_RATE)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from palate.rewards.baselines.base import Answers, descend
+from palate.rewards.baselines.base import Answers, descend, minus_log_likelihood
 from palate.rewards.factorization import Choices
 from palate.rewards.posterior import Floats
 
@@ -57,17 +57,16 @@ class VPL:
     @classmethod
     def grid(cls) -> Sequence["VPL"]:
         """Two widths of what is read, two β, two decays."""
-        return [cls(width, beta, decay) for width in (16, 32) for beta in (0.1, 1.0) for decay in (0.1, 0.3)]
+        return [cls(width, beta, decay) for width in (16, 32) for beta in (0.1, 1.0) for decay in (0.03, 0.1)]
 
     def fit(self, z: Floats, choices: Choices, seed: int = 0) -> "Variational":
         """By Adam on the evidence lower bound; a step draws comparisons to predict, and everybody's context and l."""
         import torch
-        from torch.nn.functional import binary_cross_entropy_with_logits
 
         rng = np.random.default_rng(seed)
         z = z[:, : self.coordinates]
         networks, table = self._start(z.shape[1], rng), torch.from_numpy(z).float()
-        total, batch = len(choices.user), min(_BATCH, len(choices.user))
+        missed = minus_log_likelihood(choices, rng, _BATCH)
         step = 0
 
         def loss() -> torch.Tensor:
@@ -77,16 +76,14 @@ class VPL:
             noise = torch.from_numpy(rng.standard_normal(mean.shape)).float()
             latent = (mean + torch.exp(0.5 * log_variance) * noise) @ networks["latent"].T  # (U, h)
             hidden = table @ networks["answer"].T  # (n, h)
-            rows = rng.choice(total, batch, replace=False)
-            chosen, rejected, user = (
-                torch.from_numpy(x[rows]) for x in (choices.chosen, choices.rejected, choices.user)
-            )
-            logit = _worth(networks, hidden[chosen] + latent[user]) - _worth(networks, hidden[rejected] + latent[user])
-            strength = torch.from_numpy(choices.strength[rows]).float()
-            missed = binary_cross_entropy_with_logits(logit, strength, reduction="sum") * (total / batch)
+
+            def logit(chosen: torch.Tensor, rejected: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
+                one, other = (_worth(networks, hidden[answer] + latent[user]) for answer in (chosen, rejected))
+                return one - other
+
             beta = self.beta * min(1.0, 2 * step / _STEPS)
             decay = torch.stack([torch.sum(x**2) for x in networks.values()]).sum()
-            return missed + beta * divergence(mean, log_variance).sum() + 0.5 * self.decay * decay
+            return missed(logit) + beta * divergence(mean, log_variance).sum() + 0.5 * self.decay * decay
 
         descend(loss, list(networks.values()), steps=_STEPS, rate=_RATE)
         return Variational({name: x.numpy() for name, x in networks.items()})
