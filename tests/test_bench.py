@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import Shown, shorten
 
-from palate.bench import facets, latency, peers, report, unseen
+from palate.bench import facets, facets_page, latency, peers, report, unseen
+from palate.bench.ablations import ABLATED_AT, ARMS
 from palate.bench.intervals import cluster_interval
 from palate.bench.interview import interview
 from palate.data import load_people
@@ -301,6 +302,17 @@ def test_files_have_their_schema_and_are_whole(result, tmp_path):
     assert "![How well a new person is known](facets.svg)" in page
     assert svg_file.read_bytes().startswith(b"<?xml")
     assert png_file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_every_peer_and_every_arm_that_was_measured(result):
+    figures = result.figures | {f"ablation.{arm}.{t}": 0.5124 for arm in ARMS for t in ABLATED_AT}
+    figures |= {"ablation.random_start.10.sd": 0.0312, "ablation.no_l2_minus_full.10": 0.25}
+    page = facets_page.page(figures, (DEFAULT_STRATEGY, "bald", "random"), (0, 5, 10), facets_page.PEER_NAMES)
+    assert set(facets_page.PEER_NAMES) == {*(peer.name for peer in PEERS), peers.OWN_QUESTIONS}
+    assert [name for name in [*facets_page.PEER_NAMES.values(), *ARMS.values()] if f"| {name} " not in page] == []
+    assert "0.512 ± 0.031" in page
+    assert "+0.250" in page
+    assert "What each part does" not in result.table
 
 
 def test_the_same_figures_give_the_same_picture(result):
