@@ -160,7 +160,7 @@ def picture(answers: Sequence[int]) -> Picture:
     return Picture(
         title="How well a new person is known",
         x_label="answers given",
-        y_label="AUC on unseen prompts, for people of unseen kinds; bands: 95 % over kinds",
+        y_label="AUC on unseen prompts, people of unseen kinds; bands: 95 %",
         x=answers,
         lines=lines,
     )
