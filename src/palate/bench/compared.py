@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from palate.bench.against import RANDOM_DRAWS
 from palate.bench.intervals import cluster_interval
+from palate.bench.peers import RANDOM_DRAWS
 from palate.rewards import RewardModel
 from palate.rewards.evaluation import NewPeople, learning_curve
 from palate.rewards.fitting import Stage
@@ -34,10 +34,12 @@ class Compared:
         self.kind, self.seed = kind, seed
         self.auc: dict[str, Floats] = {}
 
-    def figures(self, name: str, values: Floats) -> dict[str, float]:
-        """Mean over people and its interval, as `name`, `name.low` and `name.high`."""
-        low, high = cluster_interval(values, self.kind, seed=self.seed)
-        return {name: float(np.nanmean(values)), f"{name}.low": low, f"{name}.high": high}
+    def figures(self, name: str, values: Floats, weight: Floats | None = None) -> dict[str, float]:
+        """Mean over people, weighted where so wished, and its interval, as `name`, `name.low` and `name.high`."""
+        low, high = cluster_interval(values, self.kind, weight=weight, seed=self.seed)
+        known = np.isfinite(values)
+        mean = np.average(values[known], weights=None if weight is None else weight[known])
+        return {name: float(mean), f"{name}.low": low, f"{name}.high": high}
 
     def add(self, method: str, auc: Floats) -> dict[str, float]:
         """Keep a method's (U,) AUC; its figures are called `auc.{method}`."""

@@ -14,21 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from palate.bench.against import RANDOM_DRAWS, one_reward_for_all
 from palate.bench.compared import Compared, interval
+from palate.bench.facets_page import PEER_NAMES
+from palate.bench.peers import RANDOM_DRAWS, compare, random_questions
 from palate.bench.report import Line, Picture, Result, markdown
-from palate.bench.unseen import new_people
+from palate.bench.unseen import Unseen
 from palate.encoders import load_encoder
 from palate.errors import InputError
 from palate.feedback import Comparison, Feedback
 from palate.rewards import DEFAULT_STRATEGY, fit
-from palate.rewards.evaluation import NewPeople
-from palate.rewards.factorization import Choices
 from palate.rewards.features import Coordinates
 from palate.rewards.fitting import Stage
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import base_rewards
-from palate.rewards.posterior import Floats
 
 _OBJECTIVES = ("helpful", "harmless")
 _ANSWERS = (0, 1, 2, 5, 10, 20)
@@ -113,7 +111,8 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     model = fit(Feedback(comparisons=train_rows), encoder, seed=seed, progress=progress)
     asked, tested = new.split == "adapt", new.split == "test"
     compared = Compared(np.arange(new.choices.n_users), seed)
-    people = new_people(base_rewards(raw_new, model.offset, model.weights), new.choices, asked, tested)
+    unseen = Unseen.of(new.choices, asked, tested)
+    people = unseen.people(base_rewards(raw_new, model.offset, model.weights))
     figures: dict[str, float] = {
         "people": new.choices.n_users,
         "training_people": train.choices.n_users,
@@ -122,16 +121,22 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
         "test_comparisons": int(tested.sum()),
     }
     figures |= compared.asked(people, model, _STRATEGIES, _ANSWERS, told)
-    told("Fitting baselines", 0, 1)
     coordinates = Coordinates.fit(raw, encoder.blocks)
-    in_z = new_people(coordinates(raw_new), new.choices, asked, tested)
-    for method, aucs in _baselines(coordinates(raw), train.choices, in_z, model.lapse, seed, figures).items():
-        for t, auc in aucs.items():
-            figures |= compared.add(f"{method}.{t}", auc)
-    for name in _STRATEGIES:
-        for t in _ANSWERS:
-            figures |= compared.difference(f"{name}_minus_bradley_terry.{t}", f"{name}.{t}", f"bradley_terry.{t}")
-    return Result("hh", figures, _table(figures), _picture())
+    curves = compare(
+        (coordinates(raw), train.choices),
+        (coordinates(raw_new), unseen),
+        _ANSWERS,
+        random_questions(unseen, _ANSWERS, seed),
+        seed=seed,
+        tuned=not quick,
+        progress=told,
+    )
+    for peer, curve in curves.items():
+        for t, auc in curve.auc.items():
+            figures |= compared.add(f"{peer}.{t}", auc) | {f"accuracy.{peer}.{t}": curve.accuracy[t]}
+            for name in _STRATEGIES:
+                figures |= compared.difference(f"{name}_minus_{peer}.{t}", f"{name}.{t}", f"{peer}.{t}")
+    return Result("hh", figures, _table(figures, list(curves)), _picture())
 
 
 def _people(pairs: Mapping[str, Sequence[Pair]], size: _Size, seed: int) -> list[Comparison]:
@@ -173,42 +178,24 @@ def _said(user: str, pairs: Sequence[Pair], drawn: Mapping[str, np.ndarray]) -> 
     ]
 
 
-def _baselines(
-    z: Floats, train: Choices, people: NewPeople, lapse: float, seed: int, figures: dict[str, float]
-) -> dict[str, dict[int, Floats]]:
-    """Other methods on the same rows and features: {name: {answers: (U,) AUC}}. Any that learns per person fits in.
-
-    Args:
-        z: (n, K) coordinates of the training answers.
-        train: training people's choices.
-        people: new people, in the same coordinates.
-        lapse: ε.
-        seed: of what is drawn.
-        figures: gets what else is to be reported.
-    """
-    one, penalty = one_reward_for_all(z, train, people, lapse, seed)
-    figures |= {"accuracy.bradley_terry": one.accuracy, "bradley_terry.penalty": penalty}
-    return {"bradley_terry": dict.fromkeys(_ANSWERS, one.auc)}
-
-
-def _table(figures: Mapping[str, float]) -> str:
+def _table(figures: Mapping[str, float], peers: Sequence[str]) -> str:
     header = ["", *map(str, _ANSWERS)]
 
     def row(text: str, key: str) -> list[str]:
         return [text, *(interval(figures, f"{key}.{t}") for t in _ANSWERS)]
 
     auc = [row(f"asked by `{name}`", f"auc.{name}") for name in _STRATEGIES]
-    auc.append(row("one reward for all", "auc.bradley_terry"))
-    gain = [row(f"`{name}`", f"auc.{name}_minus_bradley_terry") for name in _STRATEGIES]
+    auc += [row(PEER_NAMES[peer], f"auc.{peer}") for peer in peers]
+    gain = [row(PEER_NAMES[peer], f"auc.{DEFAULT_STRATEGY}_minus_{peer}") for peer in peers]
     right = [row(f"`{name}`", f"accuracy.{name}") for name in _STRATEGIES]
-    right.append(["one reward for all", *[f"{figures['accuracy.bradley_terry']:.3f}"] * len(_ANSWERS)])
+    right += [row(PEER_NAMES[peer], f"accuracy.{peer}") for peer in peers]
     return (
         f"# HH-RLHF, helpful or harmless\n\n{figures['people']:.0f} new people, half of each objective, on prompts "
         f"that nobody was fitted on; fitted on {figures['training_comparisons']:,.0f} comparisons of "
         f"{figures['training_people']:.0f} people; {figures['answers']:,.0f} answers were read. In brackets 95 % "
         f"intervals over people; `random` is averaged over {RANDOM_DRAWS} draws.\n\n"
         f"AUC after so many answers:\n\n{markdown(header, auc)}\n"
-        f"What that is ahead of one reward for all:\n\n{markdown(header, gain)}\n"
+        f"What `{DEFAULT_STRATEGY}` is ahead of each peer:\n\n{markdown(header, gain)}\n"
         f"Accuracy:\n\n{markdown(header, right)}"
     )
 

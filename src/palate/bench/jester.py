@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from palate.bench.against import RANDOM_DRAWS, tuned_bradley_terry
 from palate.bench.compared import Compared, interval
 from palate.bench.gaussian import expected_ratings, fit_gaussian
+from palate.bench.peers import RANDOM_DRAWS, held_out, tune
 from palate.bench.report import Line, Picture, Result, markdown
 from palate.encoders import load_encoder
 from palate.errors import InputError, MissingExtraError
 from palate.feedback import Comparison, Feedback, Rating
 from palate.rewards import DEFAULT_STRATEGY, RewardModel, fit
+from palate.rewards.baselines import Answers, BradleyTerry
 from palate.rewards.evaluation import NewPeople, auc_by_user
 from palate.rewards.factorization import Choices
 from palate.rewards.features import Coordinates
@@ -130,12 +131,12 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     for source, model in models.items():
         people = halves.people(model.phi([_PROMPT] * len(jokes.texts), jokes.texts))
         figures |= compared.asked(people, model, strategies, answers, told, prefix=f"{source}.")
-    told("Fitting baselines", 0, 1)
+    told("Fitting one reward for all", 0, 1)
     raw = encoder.encode([_PROMPT] * len(jokes.texts), jokes.texts)
     z = Coordinates.fit(raw, encoder.blocks)(raw)
-    for method, aucs in _baselines(z, chosen, halves, models["choices"].lapse, answers, seed).items():
-        for t, auc in aucs.items():
-            figures |= compared.add(f"{method}.{t}", auc)
+    one = _one_reward_for_all(z, chosen, halves, seed)
+    for t in answers:
+        figures |= compared.add(f"bradley_terry.{t}", one)
     told("Asking for ratings", 0, 1)
     figures |= _rated(models["ratings"], jokes.texts, train, halves, answers, compared)
     figures |= _differences(compared, strategies, answers)
@@ -227,24 +228,15 @@ def _ratings(texts: Sequence[str], ratings: Floats) -> tuple[Ints, list[Rating]]
     ]
 
 
-def _baselines(
-    z: Floats, chosen: _Pairs, halves: _Halves, lapse: float, answers: Sequence[int], seed: int
-) -> dict[str, dict[int, Floats]]:
-    """Other methods on the same choices and features: {name: {answers: (U,) AUC}}. Any that learns per person fits in.
-
-    Args:
-        z: (M, K) coordinates of the jokes.
-        chosen: training people's choices.
-        halves: new people.
-        lapse: ε.
-        answers: numbers of answers.
-        seed: of what is drawn.
-    """
+def _one_reward_for_all(z: Floats, chosen: _Pairs, halves: _Halves, seed: int) -> Floats:
+    """(U,) AUC of Bradley–Terry on the same choices and features, its penalty tuned on training people."""
     count = int(chosen.user.max()) + 1
     nothing = np.zeros(len(chosen.user), np.int64)
-    choices = Choices(chosen.better, chosen.worse, chosen.user, np.ones(len(nothing)), nothing, np.arange(count))
-    weights, _ = tuned_bradley_terry(z, choices, lapse, seed)
-    return {"bradley_terry": dict.fromkeys(answers, halves.auc(z @ weights))}
+    rated = np.zeros(len(nothing), np.bool_)
+    choices = Choices(chosen.better, chosen.worse, chosen.user, np.ones(len(nothing)), nothing, np.arange(count), rated)
+    fitted = tune(BradleyTerry, z, held_out(choices, seed), seed)[0].fit(z, choices, seed)
+    nobody = Answers(*np.zeros((2, 1, 0), np.int64), *np.zeros((2, 1, 0)))
+    return halves.auc(fitted.rewards(z, nobody)[0])
 
 
 def _rated(

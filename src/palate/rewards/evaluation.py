@@ -5,7 +5,7 @@ Answers come from a person's `adapt` rows, chosen by a query strategy among them
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TypedDict
 
@@ -47,6 +47,7 @@ class Figures:
         log_loss: mean nats.
         ece: expected calibration error, in [0, 1].
         seconds: spent on choosing and learning until then, for everybody's answers together.
+        belief: what is known of everybody by then.
     """
 
     auc: Floats
@@ -54,6 +55,7 @@ class Figures:
     log_loss: float
     ece: float
     seconds: float = 0.0
+    belief: Gaussian | None = field(default=None, repr=False)
 
 
 def learning_curve(
@@ -89,7 +91,7 @@ def learning_curve(
     spent = 0.0
     for count in range(max(answers) + 1):
         if count in answers:
-            curve[count] = replace(measure(people, belief), seconds=spent)
+            curve[count] = replace(measure(people, belief), seconds=spent, belief=belief)
         if count == max(answers):
             break
         if progress:

@@ -147,6 +147,7 @@ def fit_weights(
     penalties: Penalties = Penalties(),
     max_steps: int = 100,
     scale: RatingScale = RatingScale(),
+    random_start: int | None = None,
 ) -> Floats:
     """Penalised maximum likelihood of W, people's weights and levels solved exactly inside.
 
@@ -158,6 +159,7 @@ def fit_weights(
         penalties: of the two kinds of rows.
         max_steps: L-BFGS iterations at most.
         scale: how ratings speak.
+        random_start: a seed, to start at random directions instead of those of `svd_start`.
 
     Returns:
         (J, K) weights; row 0 is the population's taste. Fewer rows where fewer people or features cannot
@@ -168,6 +170,9 @@ def fit_weights(
     start = np.zeros((1, z.shape[1]))
     if rank > 1 and choices.n_users > 1:
         directions = svd_start(z, chosen, rejected, user, choices.n_users, rank - 1, choices.votes())
+        if random_start is not None:
+            drawn = np.random.default_rng(random_start).standard_normal(directions.shape)
+            directions = drawn * np.linalg.norm(directions) / np.linalg.norm(drawn)
         start = np.concatenate([start, directions])
     rows = len(start)
     penalty = np.full((rows, 1), penalties.individual)
