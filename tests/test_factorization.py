@@ -7,9 +7,9 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from tests.support import Planted, planted
 
-from palate.rewards.calibration import fit_prior
 from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge, varimax
+from palate.rewards.population import fit_prior
 from palate.rewards.posterior import (
     Floats,
     Gaussian,
@@ -175,10 +175,11 @@ def test_the_gauge_changes_no_reward_and_no_belief(lapse):
     phi = truth.z @ weights.T
     root = np.random.default_rng(2).standard_normal((3, 3))
     prior = Gaussian(np.array([1.0, -0.5, 0.2]), root @ root.T + 0.2 * np.eye(3))
-    turned, mean = fix_gauge(weights, prior, truth.choices, truth.z, lapse)
-    phi_turned, unit = truth.z @ turned.T, Gaussian(mean, np.eye(3))
-    assert (mean >= 0).all()
-    assert_allclose(phi_turned @ mean, phi @ prior.mean, atol=1e-9)
+    turned, unit = fix_gauge(weights, prior, truth.choices, truth.z, lapse)
+    phi_turned = truth.z @ turned.T
+    assert (unit.mean >= 0).all()
+    assert_allclose(unit.cov, np.eye(3))
+    assert_allclose(phi_turned @ unit.mean, phi @ prior.mean, atol=1e-9)
     assert_allclose(unit.of(phi_turned)[1], prior.of(phi)[1], atol=1e-9)
     before = laplace_posterior(truth.choices.observations(phi), prior, lapse)
     after = laplace_posterior(truth.choices.observations(phi_turned), unit, lapse)

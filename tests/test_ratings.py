@@ -20,7 +20,6 @@ from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights
 from palate.rewards.indexing import Indexed
 from palate.rewards.posterior import Floats, Gaussian, laplace_posterior
-from palate.rewards.ratings import with_level, without_level
 
 PENALTIES = Penalties(individual=3.0, population=5.0)
 SCALE = RatingScale(slope=0.6, weight=4.0, generosity=0.8)
@@ -95,7 +94,7 @@ def test_the_order_of_people_hardly_matters():
     turned = np.random.default_rng(0).permutation(12)
     other = replace(c, user=turned[c.user])
     one, two = (z @ fit_weights(z, choices, 2, 0.0, scale=SCALE).T for choices in (c, other))
-    prior = with_level(Gaussian(np.eye(2)[0], np.eye(2)), 1.0)
+    prior = Gaussian(np.eye(2)[0], np.eye(2)).with_column(1.0)
     rewards = [
         phi @ laplace_posterior(choices.observations(phi, SCALE), prior).mean[:, :2].T
         for phi, choices in ((one, c), (two, other))
@@ -108,9 +107,9 @@ def test_the_order_of_people_hardly_matters():
 
 def test_a_level_is_put_in_and_left_out():
     prior = Gaussian(np.array([1.0, 2.0]), np.array([[2.0, 0.5], [0.5, 1.0]]))
-    wide = with_level(prior, 3.0)
+    wide = prior.with_column(3.0)
     assert (wide.mean.tolist(), wide.cov[2].tolist()) == ([1, 2, 0], [0, 0, 9])
-    back = without_level(wide)
+    back = wide.leading(len(prior.mean))
     assert_array_equal(back.mean, prior.mean)
     assert_array_equal(back.cov, prior.cov)
 

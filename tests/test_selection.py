@@ -32,7 +32,7 @@ def with_losses(losses: list[float], rank: int = 12) -> Settings:
 )
 def test_better_is_more_than_a_standard_error(one, better):
     other = with_losses([1.0] * len(one))
-    assert selection._better(with_losses(one), other) is better
+    assert with_losses(one).calibration.foretells_better_than(other.calibration) is better
 
 
 @given(st.lists(st.floats(0, 10), min_size=3, max_size=7, unique=True), st.data())

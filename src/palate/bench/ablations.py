@@ -12,12 +12,13 @@ import numpy as np
 from palate.bench.intervals import cluster_interval
 from palate.bench.unseen import new_people
 from palate.encoders import Encoder
-from palate.rewards.calibration import LAPSE, fit_prior
+from palate.rewards.calibration import LAPSE
 from palate.rewards.evaluation import learning_curve
 from palate.rewards.factorization import Penalties, fit_weights
 from palate.rewards.features import Coordinates
 from palate.rewards.fitting import Stage
 from palate.rewards.indexing import Indexed
+from palate.rewards.population import fit_prior
 from palate.rewards.posterior import Floats
 from palate.rewards.queries import DEFAULT_STRATEGY
 

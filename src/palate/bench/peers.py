@@ -17,7 +17,7 @@ from palate.rewards.baselines.pref import Bilinear
 from palate.rewards.evaluation import Figures, learning_curve, measure
 from palate.rewards.factorization import Choices
 from palate.rewards.fitting import Stage
-from palate.rewards.posterior import Floats, Gaussian, laplace_posterior
+from palate.rewards.posterior import Belief, Floats, laplace_posterior
 
 RANDOM_DRAWS = 5
 """What is asked at random is averaged over so many draws: one moves the AUC of 280 people by about 0.004."""
@@ -135,7 +135,7 @@ def _own_questions(
 
 
 def ours_at_random(
-    phi: Floats, people: Unseen, prior: Gaussian, lapse: float, answers: Sequence[int], questions: Sequence[Questions]
+    phi: Floats, people: Unseen, prior: Belief, lapse: float, answers: Sequence[int], questions: Sequence[Questions]
 ) -> dict[int, list[Figures]]:
     """Our own method on the questions that the peers are asked: {answers: figures of each draw}.
 

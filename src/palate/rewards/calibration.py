@@ -6,17 +6,19 @@ prompts in turn, and the scale of the prior and the lapse rate are those that pr
 People of one group never stand on both sides.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from palate.rewards.beliefs import Belief, Floats, Ints
 from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights
-from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
-from palate.rewards.ratings import Mask, RatingScale, with_level, without_level
+from palate.rewards.population import fit_prior
+from palate.rewards.posterior import Observations, laplace_posterior, predict
+from palate.rewards.ratings import Mask, RatingScale
 
 LAPSE = 0.05  # before any data, and the centre of its prior
 # Numbers of answers at which left-out people are predicted, and parts of people × prompts.
@@ -24,36 +26,10 @@ _ANSWERS = (0, 5, 10)
 _FOLDS = 4
 # So many rows of left-out people say enough: further folds would only take time, further people of a fold as well.
 _ENOUGH = 10_000
+PARTS = (1, 2, 4)
+"""Numbers of parts of the prior that are tried."""
 _PRIOR_SD = 0.5  # of log scales and of the logit of the lapse, around (1, 1, LAPSE)
 _RATING_PRIOR_SD = 1.0  # of the logs of slope, weight and generosity, around ones
-
-
-def fit_prior(observations: Observations, lapse: float, max_rounds: int = 50) -> Gaussian:
-    """Population prior N(μ, Σ) by EM over Laplace posteriors, their covariances included.
-
-    One imagined person at "the population's taste once, unit variance" is added, so that one real person, or many
-    alike, still leave a proper distribution.
-
-    Args:
-        observations: rows of U people in the space of base rewards, the population's first.
-        lapse: ε in [0, 0.5).
-        max_rounds: EM rounds at most; it stops once the mean moves by less than 1e-3.
-    """
-    dim = observations.v.shape[1]
-    first = np.eye(dim)[0]
-    prior, lam = Gaussian(first, np.eye(dim)), None
-    for _ in range(max_rounds):
-        people = laplace_posterior(observations, prior, lapse, start=lam, tolerance=1e-5)
-        lam = people.mean
-        count = len(lam) + 1
-        mean = (lam.sum(axis=0) + first) / count
-        d = np.concatenate([lam, first[None]]) - mean
-        cov = (d.T @ d + people.cov.sum(axis=0) + np.eye(dim)) / count
-        moved = np.max(np.abs(mean - prior.mean))
-        prior = Gaussian(mean, cov)
-        if moved < 1e-3:
-            break
-    return prior
 
 
 @dataclass(frozen=True)
@@ -67,6 +43,8 @@ class Calibration:
         log_loss: {answers: mean nats} of choices on held-out people and prompts with these values, questions at random.
         auc: {answers: mean over the same people}.
         people: how many people were held out in all; 0 where there were too few to hold any out.
+        parts: K of the prior, a mixture where it is more than one.
+        guard: log odds that a held-out person is foretold better by their own answers than by the population's taste.
         ratings: slope, weight and generosity; ones where nothing was rated.
         losses: (groups,) nats of all rows of each held-out group, mean over the numbers of answers.
     """
@@ -77,25 +55,39 @@ class Calibration:
     log_loss: dict[int, float] = field(default_factory=dict)
     auc: dict[int, float] = field(default_factory=dict)
     people: int = 0
+    parts: int = 1
+    guard: float = 0.0
     ratings: RatingScale = RatingScale()
     losses: Floats = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
-    def apply(self, prior: Gaussian) -> Gaussian:
-        """The scaled prior."""
-        return Gaussian(self.mean_scale * prior.mean, self.spread_scale**2 * prior.cov)
+    def apply(self, prior: Belief) -> Belief:
+        """The scaled prior; a mixture's parts keep their places within the whole."""
+        shift = (self.mean_scale - self.spread_scale) * prior.mean
+        return prior.affine(self.spread_scale * np.eye(len(shift)), shift)
+
+    def foretells_better_than(self, other: "Calibration") -> bool:
+        """Whether the left-out groups' losses fall by more than the standard error of their sum, paired by group."""
+        gain = other.losses - self.losses
+        return len(gain) > 1 and float(gain.sum()) > float(np.sqrt(len(gain)) * np.std(gain, ddof=1))
 
 
 @dataclass(frozen=True)
 class _HeldOut:
     """One fold's unseen people on unseen prompts: what they said first, and what came after, by number of answers.
 
-    Rows with ratings have a last column that is 1 in ratings; the scale of ratings is not in them yet.
+    Rows with ratings have a last column that is 1 in ratings; the scale of ratings is not in them yet. `priors` are by
+    number of parts.
     """
 
-    prior: Gaussian
+    priors: Mapping[int, Belief]
     group: Ints
     asked: dict[int, Observations]
     after: dict[int, Observations]
+
+    @property
+    def dim(self) -> int:
+        """J."""
+        return len(self.priors[1].mean)
 
 
 def cross_fit(
@@ -130,10 +122,16 @@ def cross_fit(
         held_out.append(fold)
         if progress:
             progress(len(held_out), _FOLDS)
-    return _best(held_out, rated=bool(choices.rated.any())) if held_out else Calibration(ratings=scale)
+    if not held_out:
+        return Calibration(ratings=scale)
+    best = _best(held_out, rated := bool(choices.rated.any()))
+    for parts in PARTS[1:]:
+        other = _best(held_out, rated, parts)
+        best = other if other.foretells_better_than(best) else best
+    return best
 
 
-def _best(held_out: Sequence[_HeldOut], rated: bool) -> Calibration:
+def _best(held_out: Sequence[_HeldOut], rated: bool, parts: int = 1) -> Calibration:
     """Three numbers by maximum a posteriori, six where there are ratings."""
     rows = {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
     origin = np.array([0.0, 0.0, logit(2 * LAPSE), *[0.0] * (3 * rated)])
@@ -141,7 +139,9 @@ def _best(held_out: Sequence[_HeldOut], rated: bool) -> Calibration:
 
     def unpack(x: Floats) -> Calibration:
         scale = RatingScale(*map(float, np.exp(x[3:]))) if rated else RatingScale()
-        return Calibration(float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])), ratings=scale)
+        return Calibration(
+            float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])), parts=parts, ratings=scale
+        )
 
     def minus_log_posterior(x: Floats) -> float:
         found = unpack(x)
@@ -181,13 +181,26 @@ def _measured(found: Calibration, held_out: Sequence[_HeldOut], rows: dict[int, 
         log_loss=log_loss,
         auc={t: float(np.nanmean(auc)) for t, auc in aucs.items() if np.isfinite(auc).any()},
         people=sum(fold.after[0].n_users for fold in held_out),
+        guard=_guard(found, held_out),
         losses=np.asarray(np.bincount(np.unique(group, return_inverse=True)[1], share), np.float64),
     )
 
 
+def _guard(found: Calibration, held_out: Sequence[_HeldOut]) -> float:
+    """Log odds that what a left-out person said first foretells the rest better than the population's taste does."""
+    t, gains = max(_ANSWERS), []
+    for fold in held_out:
+        after = fold.after[t]
+        alone = replace(fold, asked={t: fold.asked[min(_ANSWERS)]})
+        gains.append(after.sum_by_user(_loss(alone, t, found) - _loss(fold, t, found)))
+    gain = np.concatenate(gains)
+    helped, hurt = np.sum(gain > 0), np.sum(gain < 0)
+    return float(np.log((helped + 1) / (hurt + 1)))
+
+
 def _scaled(fold: _HeldOut, rows: Observations, scale: RatingScale) -> Observations:
     """Rows with ratings on their scale; choices alone have no column for it and stay as they are."""
-    dim = len(fold.prior.mean)
+    dim = fold.dim
     if rows.v.shape[1] == dim:
         return rows
     v, weight = scale.rows(rows.v[:, :dim], rows.v[:, dim] > 0)
@@ -196,15 +209,15 @@ def _scaled(fold: _HeldOut, rows: Observations, scale: RatingScale) -> Observati
 
 def _choices(fold: _HeldOut, answers: int) -> Mask:
     """Which of the rows to be predicted are choices."""
-    rows = fold.after[answers].v[:, len(fold.prior.mean) :]
+    rows = fold.after[answers].v[:, fold.dim :]
     return np.asarray(~rows.any(axis=1), np.bool_)
 
 
-def _belief(fold: _HeldOut, answers: int, calibration: Calibration) -> Gaussian:
+def _belief(fold: _HeldOut, answers: int, calibration: Calibration) -> Belief:
     said = _scaled(fold, fold.asked[answers], calibration.ratings)
-    prior = calibration.apply(fold.prior)
-    if said.v.shape[1] > len(prior.mean):
-        prior = with_level(prior, calibration.ratings.generosity)
+    prior = calibration.apply(fold.priors[calibration.parts])
+    if said.v.shape[1] > fold.dim:
+        prior = prior.with_column(calibration.ratings.generosity)
     return laplace_posterior(said, prior, calibration.lapse, tolerance=1e-4)
 
 
@@ -247,11 +260,14 @@ def _folds(
         train, new = choices.where(seen), choices.where(unseen).some_groups(_ENOUGH, rng)
         foretold += len(new.user)
         phi = z @ fit_weights(z, train, rank, LAPSE, penalties, scale=scale).T
-        prior = fit_prior(train.observations(phi, scale), LAPSE)
-        yield _held_out(phi, new, without_level(prior) if train.rated.any() else prior, rng, implied)
+        said = train.some_groups(_ENOUGH, np.random.default_rng(seed)).observations(phi, scale)
+        priors = {parts: fit_prior(said, LAPSE, parts).leading(phi.shape[1]) for parts in PARTS}
+        yield _held_out(phi, new, priors, rng, implied)
 
 
-def _held_out(phi: Floats, new: Choices, prior: Gaussian, rng: np.random.Generator, implied: bool) -> _HeldOut:
+def _held_out(
+    phi: Floats, new: Choices, priors: Mapping[int, Belief], rng: np.random.Generator, implied: bool
+) -> _HeldOut:
     """Put each person's rows in random order: what comes after t of them is to be predicted."""
     new = new.where(np.lexsort((rng.permutation(len(new.user)), new.user)))
     place = np.arange(len(new.user)) - np.searchsorted(new.user, new.user)
@@ -266,4 +282,4 @@ def _held_out(phi: Floats, new: Choices, prior: Gaussian, rng: np.random.Generat
         user, label = np.append(user, user[first]), np.append(label, np.ones(len(first)))
         place = np.append(place, place[first])
     after = {t: Observations.of(v[place >= t], user[place >= t], new.n_users, label[place >= t]) for t in _ANSWERS}
-    return _HeldOut(prior, new.group, asked, after)
+    return _HeldOut(priors, new.group, asked, after)

@@ -1,9 +1,9 @@
 """Tastes that change: a filter over a person's dated answers that forgets at a half-life, and notices a reversal.
 
-Before evidence that comes Δ days later the belief relaxes to the population prior (Ornstein–Uhlenbeck): m ← μ + ρ(m − μ),
-S ← ρ²S + (1 − ρ²)Σ, ρ = 2^(−Δ / half-life); in a mixture each part to its own, weights w ← ρw + (1 − ρ)π. Then one
-Laplace update takes the new row in. With an infinite half-life nothing is forgotten, and `laplace_posterior` over all
-rows at once, which is exact where this is sequential, is used instead.
+Before evidence that comes Δ days later the belief relaxes to the population prior (Ornstein–Uhlenbeck):
+m ← μ + ρ(m − μ), S ← ρ²S + (1 − ρ²)Σ, ρ = 2^(−Δ / half-life); in a mixture each part to its own, and the weights
+w ← ρw + (1 − ρ)π. Then one Laplace update takes the new row in. With an infinite half-life nothing is forgotten, and
+`laplace_posterior` over all rows at once, which is exact where this is sequential, is used instead.
 
 A half-life forgets steadily; a reversal comes at once. So beside the belief runs, for each of the last few rows, the
 belief of somebody who began there: the sum of log P(row | began there) − log P(row | goes on) is the log Bayes factor
@@ -18,6 +18,9 @@ import numpy as np
 from palate.errors import InputError
 from palate.rewards.beliefs import Belief, Floats, Gaussian, Ints, Mixture
 from palate.rewards.posterior import Observations, laplace_posterior, predict
+
+DAY = 86_400.0
+"""Seconds."""
 
 WINDOW = 16
 """Rows back that a reversal can be dated to."""

@@ -55,7 +55,7 @@ class Figures:
     log_loss: float
     ece: float
     seconds: float = 0.0
-    belief: Gaussian | None = field(default=None, repr=False)
+    belief: Belief | None = field(default=None, repr=False)
 
 
 def learning_curve(

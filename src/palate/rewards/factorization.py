@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 
 from palate.rewards.initialization import svd_start
 from palate.rewards.posterior import (
+    Belief,
     Floats,
     Gaussian,
     Ints,
@@ -23,7 +24,7 @@ from palate.rewards.posterior import (
     negative_log_likelihood,
     posterior_mode,
 )
-from palate.rewards.ratings import Mask, RatingScale, with_level
+from palate.rewards.ratings import Mask, RatingScale
 
 # Fixing the population's weight at one: its prior variance while W is fitted.
 _PINNED = 1e-6
@@ -111,7 +112,7 @@ class Choices:
 
     def prior(self, prior: Gaussian, scale: RatingScale) -> Gaussian:
         """A prior over λ as one over the columns of `rows`."""
-        return with_level(prior, scale.generosity) if self.rated.any() else prior
+        return prior.with_column(scale.generosity) if self.rated.any() else prior
 
     def implied(self) -> tuple[Ints, Ints, Ints]:
         """The choices that ratings in a row imply: of one person, of answers to one prompt, unequal.
@@ -206,26 +207,27 @@ def fit_weights(
 
 
 def fix_gauge(
-    weights: Floats, prior: Gaussian, choices: Choices, z: Floats, lapse: float, scale: RatingScale = RatingScale()
-) -> tuple[Floats, Floats]:
+    weights: Floats, prior: Belief, choices: Choices, z: Floats, lapse: float, scale: RatingScale = RatingScale()
+) -> tuple[Floats, Belief]:
     """The same model with prior covariance I, and axes turned so that people's tastes lie along few of them.
 
-    λ · φ is unchanged by φ → Aφ, λ → A⁻ᵀλ. Σ = I leaves a rotation free; varimax (Kaiser 1958) of the people's
-    weights picks the one in which each person is told by few axes, so that an axis can be read.
+    λ · φ is unchanged by φ → Aφ, λ → A⁻ᵀλ. Σ = I (of the whole, in a mixture) leaves a rotation free; varimax (Kaiser
+    1958) of the people's weights picks the one in which each person is told by few axes, so that an axis can be read.
 
     Returns:
-        (J, K) weights and the (J,) prior mean in the new gauge.
+        (J, K) weights and the prior in the new gauge.
     """
+    dim = len(prior.mean)
     root = np.linalg.cholesky(prior.cov)
-    weights, mean = root.T @ weights, np.linalg.solve(root, prior.mean)
-    unit = Gaussian(mean, np.eye(len(mean)))
+    weights, prior = root.T @ weights, prior.affine(np.linalg.inv(root), np.zeros(dim))
     said = choices.observations(z @ weights.T, scale)
-    people = posterior_mode(said, choices.prior(unit, scale), lapse)[:, : len(mean)] - mean
+    people = posterior_mode(said, choices.prior(Gaussian(prior.mean, np.eye(dim)), scale), lapse)[:, :dim] - prior.mean
     turn = varimax(people)
-    weights, mean = turn.T @ weights, turn.T @ mean
     # Signs: what the population likes points up.
-    sign = np.where(mean < 0, -1.0, 1.0)
-    return sign[:, None] * weights, sign * mean
+    turn = turn * np.where(turn.T @ prior.mean < 0, -1.0, 1.0)
+    prior = prior.affine(turn.T, np.zeros(dim))
+    # A Gaussian's covariance is the identity but for rounding.
+    return turn.T @ weights, Gaussian(prior.mean, np.eye(dim)) if isinstance(prior, Gaussian) else prior
 
 
 def varimax(loadings: Floats, max_rounds: int = 200) -> Floats:

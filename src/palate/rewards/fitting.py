@@ -10,13 +10,12 @@ from threadpoolctl import threadpool_limits
 from palate.encoders import Encoder
 from palate.errors import InputError
 from palate.feedback import Comparison, Feedback, Rating, Text, as_text
-from palate.rewards.calibration import fit_prior
+from palate.rewards.beliefs import Belief, Floats
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
-from palate.rewards.posterior import Floats, Gaussian
-from palate.rewards.ratings import without_level
+from palate.rewards.population import fit_prior
 from palate.rewards.selection import Settings, choose_settings
 from palate.rewards.styles import StyleProbe
 
@@ -70,7 +69,7 @@ def fit(
             z, choices, rank, penalties, seed=seed, progress=lambda done, total: told("Cross-fitting", done, total)
         )
         told("Learning base rewards", 0, 1)
-        weights, mean = _learn(z, choices, settings)
+        weights, prior = _learn(z, choices, settings)
         told("Learning base rewards", 1, 1)
     calibration = settings.calibration
     offset = coordinates.offset.astype(np.float32)
@@ -81,7 +80,8 @@ def fit(
     return RewardModel(
         offset=offset,
         weights=weights32,
-        prior=Gaussian(mean, np.eye(len(mean))),
+        prior=prior,
+        guard=calibration.guard,
         lapse=calibration.lapse,
         encoder_name=encoder.name,
         encoder_revision=encoder.revision,
@@ -116,13 +116,11 @@ def _check(rows: Sequence[Comparison | Rating]) -> None:
         raise InputError(f"All {len(rows)} {what}, which prefer nothing; give some decided ones")
 
 
-def _learn(z: Floats, choices: Choices, settings: Settings) -> tuple[Floats, Floats]:
+def _learn(z: Floats, choices: Choices, settings: Settings) -> tuple[Floats, Belief]:
     calibration, scale = settings.calibration, settings.scale
     lapse = calibration.lapse
     weights = fit_weights(z, choices, settings.rank, lapse, settings.penalties, scale=scale)
-    prior = fit_prior(choices.observations(z @ weights.T, scale), lapse)
-    if choices.rated.any():
-        prior = without_level(prior)
+    prior = fit_prior(choices.observations(z @ weights.T, scale), lapse, calibration.parts).leading(len(weights))
     return fix_gauge(weights, calibration.apply(prior), choices, z, lapse, scale)
 
 
@@ -150,6 +148,7 @@ def _figures(choices: Choices, answers: int, settings: Settings) -> dict[str, fl
         "lapse": calibration.lapse,
         "prior_mean_scale": calibration.mean_scale,
         "prior_spread_scale": calibration.spread_scale,
+        "prior_parts": calibration.parts,
         "held_out_users": calibration.people,
     }
     if choices.rated.any():

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from palate.errors import InputError, ModelError
+from palate.rewards.beliefs import Belief, Gaussian, Mixture
+from palate.rewards.drift import Drift
 from palate.rewards.model import KnownAnswers, RewardModel
-from palate.rewards.posterior import Gaussian
 from palate.rewards.ratings import RatingScale
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, TENSORS, KNOWN, CARD = "config.json", "model.safetensors", "completions.jsonl", "README.md"
 
 
@@ -82,8 +83,7 @@ def _write(model: RewardModel, folder: Path) -> None:
         {
             "offset": np.ascontiguousarray(model.offset),
             "weights": np.ascontiguousarray(model.weights),
-            "prior.mean": np.ascontiguousarray(model.prior.mean),
-            "prior.cov": np.ascontiguousarray(model.prior.cov),
+            **_prior_arrays(model.prior),
             "ratings.level": np.ascontiguousarray(model.level),
             "known.phi": np.ascontiguousarray(known.phi),
             "known.styles": np.ascontiguousarray(known.styles),
@@ -102,11 +102,20 @@ def _write(model: RewardModel, folder: Path) -> None:
         "encoder": {"name": model.encoder_name, "revision": model.encoder_revision},
         "styles": model.style_names,
         "ratings": {"slope": scale.slope, "weight": scale.weight, "generosity": scale.generosity},
+        "drift": {name: value if np.isfinite(value) else None for name, value in vars(model.drift).items()},
+        "guard": model.guard,
         "figures": model.figures,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(model), encoding="utf-8")
     (folder / TENSORS).chmod(0o644)  # safetensors keeps others out, too
+
+
+def _prior_arrays(prior: Belief) -> dict[str, np.ndarray]:
+    """A Gaussian's mean (J,) and covariance (J, J); of a mixture (K, J) and (K, J, J), and weights (K,)."""
+    if isinstance(prior, Gaussian):
+        return {"prior.mean": np.ascontiguousarray(prior.mean), "prior.cov": np.ascontiguousarray(prior.cov)}
+    return _prior_arrays(prior.parts) | {"prior.weights": np.ascontiguousarray(prior.weights)}
 
 
 def load(path: str | Path) -> RewardModel:
@@ -157,10 +166,14 @@ def _build(
         raise TypeError("encoder and ratings are objects")
     if len(rows) != len(tensors["known.phi"]):
         raise ValueError("as many completions as rows of known.phi")
+    prior = Gaussian(tensors["prior.mean"], tensors["prior.cov"])
+    drift = c.get("drift", {})  # format 1 had none
+    if not isinstance(drift, dict):
+        raise TypeError("drift is an object")
     return RewardModel(
         offset=tensors["offset"],
         weights=tensors["weights"],
-        prior=Gaussian(tensors["prior.mean"], tensors["prior.cov"]),
+        prior=Mixture(tensors["prior.weights"], prior) if "prior.weights" in tensors else prior,
         lapse=float(str(c["lapse"])),
         encoder_name=encoder["name"],
         encoder_revision=encoder["revision"],
@@ -173,6 +186,9 @@ def _build(
         style_names=[(high, low) for high, low in c["styles"]],  # type: ignore[attr-defined]
         ratings=RatingScale(**ratings),
         level=tensors.get("ratings.level", np.zeros(0)),  # older folders have none
+        # JSON knows no infinity.
+        drift=Drift(**{name: np.inf if value is None else value for name, value in drift.items()}),
+        guard=float(str(c.get("guard", 0.0))),
         figures=dict(c["figures"]),  # type: ignore[call-overload]
     )
 

@@ -6,7 +6,7 @@ figures). No pickle anywhere. Loading and asking need no encoder; only texts not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,13 @@ import numpy as np
 from palate.encoders import Encoder, Progress, load_encoder
 from palate.errors import EncoderError, InputError
 from palate.feedback import Comparison, Rating, Record, Text, as_text
+from palate.rewards.beliefs import Belief, Floats, Ints, Mixture
+from palate.rewards.drift import DAY, Drift, Followed, follow
 from palate.rewards.features import in_chunks
-from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
+from palate.rewards.guard import Guard
+from palate.rewards.posterior import Observations, laplace_posterior, predict
 from palate.rewards.queries import pairs_within_prompts
-from palate.rewards.ratings import RatingScale, with_level, without_level
+from palate.rewards.ratings import RatingScale
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class RewardModel:
     Args:
         offset: (D,) float32 mean of the encoder's raw features.
         weights: (J, D) float32, φ = weights @ (e − offset).
-        prior: belief about a new person's weights, mean (J,) and cov (J, J).
+        prior: belief about a new person's weights, mean (J,) and cov (J, J), or a mixture of such.
         lapse: ε, share of slips counted half.
         encoder_name: what turns texts into features.
         encoder_revision: of its weights; another revision is refused.
@@ -93,6 +96,8 @@ class RewardModel:
         style_names: S pairs of words for the two ends of each named style, high first.
         ratings: how ratings speak.
         level: (J,) base rewards from which ratings start, over the centre; none by default.
+        drift: how tastes change; not at all by default.
+        guard: log odds, before any answer, that somebody's own taste foretells them better than the population's.
         figures: what was measured while fitting, for the model card.
 
     Example:
@@ -105,7 +110,7 @@ class RewardModel:
 
     offset: np.ndarray
     weights: np.ndarray
-    prior: Gaussian
+    prior: Belief
     lapse: float
     encoder_name: str
     encoder_revision: str
@@ -113,6 +118,8 @@ class RewardModel:
     style_names: list[tuple[str, str]] = field(default_factory=list)
     ratings: RatingScale = RatingScale()
     level: Floats = field(default_factory=lambda: np.zeros(0))
+    drift: Drift = Drift()
+    guard: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)
     encoder: Encoder | None = field(default=None, repr=False)
 
@@ -163,13 +170,18 @@ class RewardModel:
     def fingerprint(self) -> str:
         """16 hex digits that change with anything that a posterior depends on."""
         digest = sha256(self.encoder_revision.encode())
-        for array in (self.offset, self.weights, self.prior.mean, self.prior.cov, self.known.phi):
+        prior = self.prior.parts if isinstance(self.prior, Mixture) else self.prior
+        for array in (self.offset, self.weights, prior.mean, prior.cov, self.known.phi):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(repr(list(self._row_of.items())).encode())
         scale = self.ratings
         digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
         if self.level.any():
             digest.update(np.ascontiguousarray(self.level).tobytes())
+        if isinstance(self.prior, Mixture):
+            digest.update(np.ascontiguousarray(self.prior.weights).tobytes())
+        if self.drift.moves:
+            digest.update(np.array([self.drift.half_life, self.drift.threshold]).tobytes())
         return digest.hexdigest()[:16]
 
     def phi(self, prompts: Sequence[Text], completions: Sequence[Text], *, progress: Progress | None = None) -> Floats:
@@ -212,7 +224,7 @@ class RewardModel:
             self.encoder = encoder
         return self.encoder
 
-    def new_user(self) -> Gaussian:
+    def new_user(self) -> Belief:
         """What is known of somebody who said nothing yet: the population prior."""
         return self.prior
 
@@ -252,25 +264,59 @@ class RewardModel:
         return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0) - self.level, np.float64)
 
     @property
-    def prior_with_generosity(self) -> Gaussian:
+    def prior_with_generosity(self) -> Belief:
         """The prior over (λ, b_u) under the model's own rating scale."""
-        return with_level(self.prior, self.ratings.generosity)
+        return self.prior.with_column(self.ratings.generosity)
 
-    def posterior(self, evidence: Sequence[Record]) -> Gaussian:
+    def posterior(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Belief:
         """What is known of a person's weights: a function of what they said, and of the model's fingerprint.
 
         Args:
-            evidence: what one person said. Replies say nothing here until a scorer has read them.
+            evidence: what one person said, in order of time. Replies say nothing here until a scorer has read them.
+            half_life: in days, instead of the model's own.
 
         Returns:
-            Gaussian with mean (J,) and cov (J, J); the prior for no evidence.
+            A belief with mean (J,) and cov (J, J), of the prior's kind; the prior for no evidence. Where tastes drift
+            it is that of the moment of the last record.
         """
-        said = [record for record in evidence if isinstance(record, Comparison | Rating)]
+        said = _heard(evidence)
         if not said:
             return self.prior
-        return without_level(laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)[0])
+        if self._drift(half_life).moves:
+            belief = self.follow(said, half_life=half_life).belief
+        else:
+            belief = laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)
+        return belief[0].leading(self.n_rewards)
 
-    def reward(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> Floats:
+    def follow(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Followed:
+        """One person's evidence taken in record by record: when their taste turned, and how well each was foretold.
+
+        Args:
+            evidence: in order of time.
+            half_life: in days, instead of the model's own.
+
+        Returns:
+            Of one person; the belief is over (λ, b_u).
+        """
+        said = _heard(evidence)
+        times = [record.created_at for record in said]
+        elapsed = [
+            0.0 if before is None or after is None else (after - before).total_seconds() / DAY
+            for before, after in zip(times[:1] + times, times, strict=False)
+        ]
+        drift = self._drift(half_life)
+        return follow(self.observations(said), np.array(elapsed), self.prior_with_generosity, self.lapse, drift)
+
+    def weigh(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Guard:
+        """Whether a person's answers support personalising; arguments as for `posterior`."""
+        followed = self.follow(evidence, half_life=half_life)
+        gain = float(np.sum(followed.prior_log_loss - followed.log_loss))
+        return Guard(self.guard, gain, len(followed.log_loss))
+
+    def _drift(self, half_life: float | None) -> Drift:
+        return self.drift if half_life is None else replace(self.drift, half_life=half_life)
+
+    def reward(self, prompt: Text, completions: Sequence[Text], user: Belief | None = None) -> Floats:
         """Posterior mean reward of each completion, in logits; the population's for `user` None.
 
         Returns:
@@ -279,7 +325,7 @@ class RewardModel:
         belief = self.prior if user is None else user
         return self.phi([prompt] * len(completions), completions) @ belief.mean
 
-    def rank(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> list[Ranked]:
+    def rank(self, prompt: Text, completions: Sequence[Text], user: Belief | None = None) -> list[Ranked]:
         """Completions from the most to the least liked; equal ones keep their order.
 
         Raises:
@@ -303,6 +349,11 @@ class RewardModel:
             )
             for place, i in enumerate(order)
         ]
+
+
+def _heard(evidence: Sequence[Record]) -> list[Comparison | Rating]:
+    """What says something of λ by itself."""
+    return [record for record in evidence if isinstance(record, Comparison | Rating)]
 
 
 def base_rewards(raw: np.ndarray, offset: np.ndarray, weights: np.ndarray) -> Floats:

@@ -220,7 +220,7 @@ def _laplace(
     mode = posterior_mode(observations, prior, lapse, start=start, tolerance=tolerance, max_steps=max_steps)
     logit = np.sum(observations.v * mode[observations.user], axis=1)
     loss, _, fisher = negative_log_likelihood(logit, observations.label, lapse)
-    before = np.linalg.inv(prior.cov)
+    before = np.asarray(np.linalg.inv(prior.cov), np.float64)
     precision = observations.outer_by_user(observations.weight * fisher) + before
     d = mode - prior.mean
     value = observations.sum_by_user(observations.weight * loss) + 0.5 * np.sum(_times(d, before) * d, axis=1)

@@ -61,7 +61,7 @@ def expected_information(belief: Belief, v: Floats, lapse: float = 0.0) -> Float
         marginal += mass * p
         conditional += mass * _entropy(p)
     marginal, conditional = (np.sum(belief.weights[..., None] * each, axis=-2) for each in (marginal, conditional))
-    return np.maximum(_entropy(marginal) - conditional, 0.0)
+    return np.asarray(np.maximum(_entropy(marginal) - conditional, 0.0), np.float64)
 
 
 def _entropy(p: Floats) -> Floats:

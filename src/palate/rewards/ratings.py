@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from palate.rewards.posterior import Floats, Gaussian
+from palate.rewards.beliefs import Floats
 
 Mask = NDArray[np.bool_]
 
@@ -46,21 +46,3 @@ class RatingScale:
         """
         stretched = difference * np.where(rated, self.slope, 1.0)[:, None]
         return np.column_stack([stretched, rated]), np.where(rated, self.weight, 1.0)
-
-
-def with_level(prior: Gaussian, generosity: float) -> Gaussian:
-    """The prior over (λ, b_u) from that over λ, b_u of that standard deviation and independent.
-
-    Example:
-        >>> with_level(Gaussian(np.ones(1), np.eye(1)), 2.0).cov.tolist()
-        [[1.0, 0.0], [0.0, 4.0]]
-    """
-    dim = prior.mean.shape[-1]
-    cov = np.zeros((dim + 1, dim + 1))
-    cov[:-1, :-1], cov[-1, -1] = prior.cov, generosity**2
-    return Gaussian(np.append(prior.mean, 0.0), cov)
-
-
-def without_level(belief: Gaussian) -> Gaussian:
-    """What a belief over (λ, b_u), or a batch of them, says of λ."""
-    return Gaussian(belief.mean[..., :-1], belief.cov[..., :-1, :-1])

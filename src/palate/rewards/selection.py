@@ -100,14 +100,10 @@ def _climb(
     start = grid.index(at)
     for step in (1, -1):
         place = start + step
-        while 0 <= place < len(grid) and _better(other := tried(best, grid[place]), best):
+        while 0 <= place < len(grid) and (other := tried(best, grid[place])).calibration.foretells_better_than(
+            best.calibration
+        ):
             best, place = other, place + step
         if place != start + step:
             break
     return best
-
-
-def _better(one: Settings, other: Settings) -> bool:
-    """Whether the left-out groups' losses fall by more than the standard error of their sum."""
-    gain = other.calibration.losses - one.calibration.losses
-    return len(gain) > 1 and float(gain.sum()) > float(np.sqrt(len(gain)) * np.std(gain, ddof=1))
