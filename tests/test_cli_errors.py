@@ -25,6 +25,7 @@ def test_the_commands():
     assert [command.__name__ for command in COMMANDS if command] == [
         "demo",
         "check",
+        "collect",
         "fit",
         "evaluate",
         "onboard",
