@@ -17,7 +17,7 @@ def collect(
         list[Path],
         typer.Argument(
             metavar="FILES",
-            help='Candidates: {"prompt", "completions": [...]} or {"prompt", "completion"} a line; with --filled, sheets.',
+            help='Candidates, a line {"prompt", "completions": [...]} or {"prompt", "completion"}; or filled sheets.',
         ),
     ],
     output: Annotated[

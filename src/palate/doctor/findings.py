@@ -18,7 +18,7 @@ ENOUGH = 10
 
 _LEAN = 0.6
 """Share of choices leaning one way from which we speak of a leak."""
-_SURE = 2.0
+SURE = 2.0
 """Standard errors from an even share below which a lean may be chance."""
 _GIVEN_AWAY = 0.75
 """Share of all choices that a cue alone guesses from which figures tell of the cue, not of taste."""
@@ -53,17 +53,19 @@ class Lean:
         share: Of the comparisons in which the cue differs, how many go that way; in [0.6, 1].
         differing: How many those are.
         z: Standard errors from an even share.
-        severity: ``problem`` where the cue alone guesses three in four of *all* choices, 95 % sure; else ``warning``.
+        guessed: Of *all* comparisons, what share the cue alone guesses, where it does not differ by a coin.
+        severity: ``problem`` where the cue alone guesses three in four of all, 95 % sure; else ``warning``.
     """
 
     way: int
     share: float
     differing: int
     z: float
+    guessed: float
     severity: Literal["problem", "warning"]
 
 
-def lean(signs: Signs, sure: float = _SURE) -> Lean | None:
+def lean(signs: Signs, sure: float = SURE) -> Lean | None:
     """How choices lean with a cue; None where they hardly do, or where it may be chance.
 
     Args:
@@ -83,9 +85,9 @@ def lean(signs: Signs, sure: float = _SURE) -> Lean | None:
     z = (kept - differing / 2) / sqrt(differing / 4)
     if z < sure or kept < _LEAN * differing:
         return None
-    guessed = _at_least(kept + (total - differing) / 2, total)
-    severity: Literal["problem", "warning"] = "problem" if guessed >= _GIVEN_AWAY else "warning"
-    return Lean(way, kept / differing, differing, z, severity)
+    hits = kept + (total - differing) / 2
+    severity: Literal["problem", "warning"] = "problem" if _at_least(hits, total) >= _GIVEN_AWAY else "warning"
+    return Lean(way, kept / differing, differing, z, hits / total, severity)
 
 
 def _at_least(hits: float, total: int, z: float = 1.96) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from palate.doctor.findings import ENOUGH, Check, Finding, Signs, lean
+from palate.doctor.findings import ENOUGH, SURE, Check, Finding, Lean, Signs, lean
 from palate.doctor.similar import Ints
 from palate.doctor.table import Mask, Table, completion
 from palate.feedback import MIXED_FORMS, Text
@@ -17,8 +17,8 @@ from palate.rewards.evaluation import auc_by_user
 
 _TRIED = 3.0
 """Standard errors asked of one of many cues."""
-_COVERED = 0.05
-"""Share of comparisons in which a cue must differ to matter."""
+_MATTERS = 0.55
+"""Share of all choices that such a cue must guess to be worth a word: a rare one gives little away."""
 
 
 def _matches(pattern: str) -> Callable[[str], int]:
@@ -40,6 +40,16 @@ FORMATS: dict[str, Callable[[str], int]] = {
     "capitals": _matches(r"\b[A-Z]{3,}\b"),
 }
 """What a text is made up with, and how often it has it."""
+
+
+def _cue(signs: Signs, user: Ints) -> Lean | None:
+    """A lean of one of many cues, that users share: of users drawn at random, too, most would lean that way."""
+    found = lean(signs, sure=_TRIED)
+    if found is None or found.guessed < _MATTERS:
+        return None
+    by_user = np.bincount(user, signs)
+    shared = abs(by_user.sum()) >= SURE * np.sqrt(np.sum(by_user**2))
+    return found if shared or found.severity == "problem" else None
 
 
 def _decided(table: Table, signs: Ints) -> Signs:
@@ -65,8 +75,8 @@ def _format_leak(table: Table) -> Finding | None:
     leans = {}
     for name, count in FORMATS.items():
         counts = np.array([count(table.texts[i]) for i in texts], np.int64)
-        found = lean(np.sign(counts[chosen] - counts[rejected]), sure=_TRIED)
-        if found is not None and found.differing >= _COVERED * len(rows):
+        found = _cue(np.sign(counts[chosen] - counts[rejected]), table.user[rows])
+        if found is not None:
             leans[name] = found
     if not leans:
         return None
@@ -93,8 +103,8 @@ def _type_leak(table: Table) -> Finding | None:
     # Conversations differ in how many turns they have, and in who speaks last.
     turns = np.array([_shape(row.chosen) + _shape(row.rejected) for row in table.rows], np.int64).reshape(-1, 4)
     for what, ours, theirs in (("more turns", 0, 2), ("the assistant's turn last", 1, 3)):
-        found = lean(_decided(table, turns[:, ours] - turns[:, theirs]), sure=_TRIED)
-        if found is not None and found.differing >= _COVERED * len(turns):
+        found = _cue(_decided(table, turns[:, ours] - turns[:, theirs]), table.user[table.decided])
+        if found is not None:
             message = (
                 f"The conversation with {what} was {'chosen' if found.way > 0 else 'rejected'} in {found.share:.0%} of "
                 f"{found.differing} comparisons that differ in it (z = {found.z:.1f}); give both completions the same "

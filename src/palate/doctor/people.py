@@ -11,7 +11,7 @@ Three kinds of evidence say how well a person's answers hang together, each with
 A taste that nobody shares is no noise, so the prediction is from a person's own answers first. A person is noise
 whose answers are not above a coin in any of the three (binomial test, 5 %), and who is likelier a coin than a person: a
 mixture of coins (binomial) and persons (beta-binomial, for people differ in how firm they are), at a false discovery
-rate of 10 % (the mean posterior of those flagged: Efron 2007). A test against other people alone would be masked by
+rate of 5 % (the mean posterior of those flagged: Efron 2007). A test against other people alone would be masked by
 the noise itself, which widens what passes for people.
 """
 
@@ -32,7 +32,7 @@ from palate.doctor.table import Table
 Floats = NDArray[np.float64]
 
 _ABOVE_CHANCE = 0.05
-_FALSE_DISCOVERIES = 0.1
+_FALSE_DISCOVERIES = 0.05
 _FEW = 0.05  # share of people who are coins, before anything is known of them
 _TELLING = 0.15  # of the way from a coin to certainty that people must be, for a coin to be unlike them
 _ROUNDS = 50
@@ -245,15 +245,15 @@ def noise(table: Table) -> tuple[list[str], dict[str, float]]:
         return [], {}
     judged = np.any([evidence.judged for evidence in kinds.values()], axis=0)
     above = np.any([evidence.above_chance() for evidence in kinds.values()], axis=0)
-    flagged = _coins(list(kinds.values()), judged)
+    flagged = _coins(list(kinds.values()), judged, above)
     names = [table.users[i] for i in np.flatnonzero(flagged & ~above)]
     figures = {f"agreement_{name}": round(evidence.share, 4) for name, evidence in kinds.items()}
     return names, {"judged_users": float(judged.sum()), "noise_users": float(len(names)), **figures}
 
 
-def _coins(kinds: list[Evidence], judged: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _coins(kinds: list[Evidence], judged: NDArray[np.bool_], above: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(U,) who is a coin, by expectation-maximisation over a mixture of coins and persons."""
-    coin = np.full(len(judged), _FEW)
+    coin = np.where(above, _FEW, 1 - _FEW)  # else it settles where persons are so unlike that coins are among them
     for _ in range(_ROUNDS):
         share = (coin[judged].sum() + 1) / (judged.sum() + 1 / _FEW)  # one coin in 1 / _FEW imagined people
         odds = sum(evidence.log_odds(1 - coin) for evidence in kinds) + np.log(share / (1 - share))

@@ -1,8 +1,8 @@
 """Collecting comparisons on paper, so to speak: files of candidates in, sheets of questions out, filled sheets back in.
 
-A sheet is JSON Lines, one question a line: `user_id`, `prompt`, `response_a`, `response_b`, and `chosen_position`, which
-is null until somebody writes ``"a"``, ``"b"`` or ``"tie"`` there. What else a record has (`created_at`, `kind`, `split`)
-may be written beside it, and is kept.
+A sheet is JSON Lines, one question a line: `user_id`, `prompt`, `response_a`, `response_b`, and `chosen_position`,
+which is null until somebody writes ``"a"``, ``"b"`` or ``"tie"`` there. What else a record has (`created_at`, `kind`,
+`split`) may be written beside it, and is kept.
 """
 
 import json
@@ -64,8 +64,8 @@ def _candidate(place: str, row: object) -> tuple[Text, list[Text]]:
         except ValidationError:
             pass
     raise FeedbackError(
-        f'{place}: {show(row)} is no candidate; write {{"prompt", "completions": [...]}} or {{"prompt", "completion"}}, '
-        "no text empty"
+        f'{place}: {show(row)} is no candidate; write {{"prompt", "completions": [...]}} or '
+        '{"prompt", "completion"}, no text empty'
     )
 
 
