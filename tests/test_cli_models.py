@@ -79,7 +79,8 @@ def test_check_as_json_is_whole_though_it_fails(tmp_path):
     ]
 
 
-def test_check_tells_figures_and_the_learning_curve(tmp_path):
+def test_check_tells_figures_and_the_learning_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr("palate.doctor.curve._DRAWS", 1)
     data = write(tmp_path / "data.jsonl", some_people(16, 16))
     told = palate("check", data, "--learning-curve", "--encoder", tiny_encoder(), "--json").json
     assert {"length_auc", "length_auc_per_user", "raters_per_pair", "shared_pairs"} <= set(told["figures"])

@@ -323,10 +323,9 @@ def test_raters_per_pair_whichever_way_it_stands():
     assert crowd.raters(table(rows)) == {"raters_per_pair": 1.5, "shared_pairs": 0.5}
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_order_of_rows_does_not_matter(seed):
-    rows, _ = tossed(load_people()[:1600], 0.3, seed)
-    shuffled = random.Random(seed).sample(rows, len(rows))
+def test_order_of_rows_does_not_matter():
+    rows, _ = tossed(load_people(), 0.2, 0)
+    shuffled = random.Random(0).sample(rows, len(rows))
     assert report(rows) == report(shuffled)
     assert report(rows).findings
 
@@ -378,7 +377,8 @@ def test_a_flat_curve_says_that_more_would_not_help():
     assert "would hardly bring another 0.01" in curve.remark
 
 
-def test_more_people_are_better_and_the_same_seed_says_the_same():
+def test_more_people_are_better_and_the_same_seed_says_the_same(monkeypatch):
+    monkeypatch.setattr("palate.doctor.curve._DRAWS", 1)
     rows = people(each=3, comparisons=24)
     feedback = Feedback(comparisons=[row.model_copy(update={"kind": None}) for row in rows])
     users, answers = learning_curves(feedback, PlantedEncoder(), rank=4, seed=1)
