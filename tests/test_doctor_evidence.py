@@ -136,9 +136,9 @@ def test_length_alone_against_ranks():
     longer = rng.integers(1, 9, size=(60, 2))
     rows = [comparison(f"u{n % 3}", n, chosen="x" * a, rejected="y" * b) for n, (a, b) in enumerate(longer.tolist())]
 
-    def auc(d):
+    def auc(d: np.ndarray) -> float:
         ranks = rankdata(np.concatenate([d, -d]))[: len(d)]
-        return (ranks.sum() - len(d) * (len(d) + 1) / 2) / len(d) ** 2
+        return float((ranks.sum() - len(d) * (len(d) + 1) / 2) / len(d) ** 2)
 
     d = longer[:, 0] - longer[:, 1]
     figures = length_alone(table(rows))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from palate.errors import FeedbackError, InputError
-from palate.feedback import Comparison, Feedback, as_text, from_rows, read_feedback
+from palate.feedback import Comparison, Feedback, Message, as_text, from_rows, read_feedback
 from palate.feedback.loaders import KNOWN, known, load_multipref, load_personalllm, load_prism
 from palate.feedback.loaders.personalllm import Crowd
 
@@ -32,7 +32,7 @@ def lines(path, rows) -> None:
 # PRISM.
 
 
-def model(turn, number, content, score, chosen):
+def model(turn: int, number: int, content: str, score: int, chosen: bool) -> dict[str, object]:
     return {
         "turn": turn,
         "role": "model",
@@ -45,7 +45,7 @@ def model(turn, number, content, score, chosen):
     }
 
 
-def user(turn, content):
+def user(turn: int, content: str) -> dict[str, object]:
     blank = dict.fromkeys(("model_name", "model_provider", "score", "if_chosen", "within_turn_id"))
     return {"turn": turn, "role": "user", "content": content, **blank}
 
@@ -113,7 +113,7 @@ def prism(tmp_path):
     return folder
 
 
-def said(role, content):
+def said(role: str, content: str) -> list[Message]:
     return [{"role": role, "content": content}]
 
 
@@ -153,7 +153,9 @@ def test_another_layout_is_refused(tmp_path):
 # MultiPref.
 
 
-def annotation(evaluator, overall, helpful="Tie", timestamp="2024-06-21 15:34:48"):
+def annotation(
+    evaluator: str, overall: str, helpful: str = "Tie", timestamp: str = "2024-06-21 15:34:48"
+) -> dict[str, str]:
     return {"evaluator": evaluator, "overall_pref": overall, "helpful_pref": helpful, "timestamp": timestamp}
 
 

@@ -11,8 +11,9 @@ Three kinds of evidence say how well a person's answers hang together, each with
 A taste that nobody shares is no noise, so the prediction is from a person's own answers first. A person is noise
 whose answers are not above a coin in any of the three (binomial test, 5 %), and who is likelier a coin than a person: a
 mixture of coins (binomial) and persons (beta-binomial, for people differ in how firm they are), at a false discovery
-rate of 5 % (the mean posterior of those flagged: Efron 2007). A test against other people alone would be masked by
-the noise itself, which widens what passes for people.
+rate of 5 % (the mean posterior of those flagged: Efron 2007). Where coins and persons explain people hardly better than
+persons alone, nobody is. A test against other people would be masked by the noise itself, which widens what passes for
+people.
 """
 
 import re
@@ -35,6 +36,7 @@ _ABOVE_CHANCE = 0.05
 _FALSE_DISCOVERIES = 0.05
 _FEW = 0.05  # share of people who are coins, before anything is known of them
 _TELLING = 0.15  # of the way from a coin to certainty that people must be, for a coin to be unlike them
+_BETTER = 3.0  # nats by which coins and persons must explain people better than persons alone
 _ROUNDS = 50
 _WORDS = 200  # commonest words and marks
 _RIDGE = 3.0
@@ -86,19 +88,22 @@ class Evidence:
         """(U,) who is above a coin."""
         return np.asarray(self.judged & (binom.sf(self.hits - 1, self.total, self.chance) < _ABOVE_CHANCE), bool)
 
-    def log_odds(self, real: Floats) -> Floats:
-        """(U,) log-likelihood of a coin over that of a person like the others; 0 for who is not judged.
+    def log_likelihoods(self, real: Floats) -> tuple[Floats, Floats]:
+        """(U,) of each as a coin, and as a person like the others; 0 for who is not judged.
 
         Args:
             real: (U,) how likely each is no coin, to learn from them what persons are like.
         """
-        odds, who = np.zeros(len(self.total)), self.judged
-        hits, total, real = self.hits[who], self.total[who], real[who]
-        mean, concentration = _beta(hits, total, real)
+        coin, person = np.zeros((2, len(self.total)))
+        who = self.judged
+        hits, total = self.hits[who], self.total[who]
+        mean, concentration = _beta(hits, total, real[who])
+        coin[who] = binom.logpmf(hits, total, self.chance)
         if mean > self.chance + _TELLING * (1 - self.chance):
-            like_others = betabinom.logpmf(hits, total, mean * concentration, (1 - mean) * concentration)
-            odds[who] = binom.logpmf(hits, total, self.chance) - like_others
-        return odds
+            person[who] = betabinom.logpmf(hits, total, mean * concentration, (1 - mean) * concentration)
+        else:
+            person[who] = coin[who]  # people are so near a coin that nobody can be told from it
+        return coin, person
 
 
 def _beta(hits: Ints, total: Ints, weight: Floats) -> tuple[float, float]:
@@ -256,8 +261,12 @@ def _coins(kinds: list[Evidence], judged: NDArray[np.bool_], above: NDArray[np.b
     coin = np.where(above, _FEW, 1 - _FEW)  # else it settles where persons are so unlike that coins are among them
     for _ in range(_ROUNDS):
         share = (coin[judged].sum() + 1) / (judged.sum() + 1 / _FEW)  # one coin in 1 / _FEW imagined people
-        odds = sum(evidence.log_odds(1 - coin) for evidence in kinds) + np.log(share / (1 - share))
-        coin = np.asarray(expit(odds), np.float64)
+        as_coin, as_person = np.sum([evidence.log_likelihoods(1 - coin) for evidence in kinds], axis=0)
+        coin = np.asarray(expit(as_coin - as_person + np.log(share / (1 - share))), np.float64)
+    mixed = np.logaddexp(as_coin + np.log(share), as_person + np.log1p(-share))
+    persons = np.sum([evidence.log_likelihoods(np.ones(len(judged))) for evidence in kinds], axis=0)[1]
+    if (mixed - persons).sum() < _BETTER:
+        return np.zeros(len(judged), bool)
     order = np.argsort(-np.where(judged, coin, -1.0), kind="stable")
     wrongly = np.cumsum(1 - coin[order]) / np.arange(1, len(order) + 1)
     flagged = np.zeros(len(judged), bool)
