@@ -4,8 +4,8 @@ Two texts are near-duplicates where their sets of shingles (runs of 8 bytes of t
 made one space) overlap by four fifths (Jaccard). Where the texts are many, the sets are sampled by a hash, the same
 shingles in every text (as Manber 1994). Texts whose smallest shingles under two random orders agree are compared, over
 many such pairs of orders; that is to say, texts next to one another in such a bucket, and near-duplicates of
-near-duplicates count as such. A near-duplicate may be missed, hardly ever one that is nearer than four fifths; what is
-found is sure, but for the sampling.
+near-duplicates count as such. A near-duplicate may be missed: at just four fifths, and among so many texts (4 MB) that
+short ones have fewer than three shingles in the sample.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ _Hashes = NDArray[np.uint64]
 
 _SHINGLE = 8  # bytes, so that one is a 64-bit number
 _ALIKE = 0.8
-_SAMPLE = 2_000_000  # shingles kept, of all texts together
+_FEWEST = 3  # shingles in common: one or two of a sample may be alike by chance
+_SAMPLE = 4_000_000  # shingles kept, of all texts together
 _CHUNK = 1 << 22  # bytes of text read at once
 _BUCKETS = 12  # at an overlap of 0.8 one pair of orders agrees in 64 of 100 cases, one of twelve in all but 5 of 10^6
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying is a bijection of 64-bit numbers that stirs the high bits
@@ -61,7 +62,7 @@ def _alike(text: Ints, shingle: _Hashes, texts: int) -> tuple[Ints, Ints]:
     sets = csr_array((np.ones(len(text), np.int32), (text, column)), shape=(texts, len(distinct)))
     size = np.bincount(text, minlength=texts)
     shared = np.asarray(sets[one].multiply(sets[two]).sum(axis=1)).ravel()
-    enough = shared >= _ALIKE * (size[one] + size[two] - shared)
+    enough = shared >= np.maximum(_FEWEST, _ALIKE * (size[one] + size[two] - shared))
     return one[enough], two[enough]
 
 
