@@ -95,7 +95,9 @@ class _Answered:
         judges = sorted(
             name.removeprefix(first)
             for name in columns
-            if name.startswith(first) and isinstance(table[0][name], int | float)
+            if name.startswith(first)
+            and isinstance(table[0][name], int | float)
+            and all(f"{answer}_{name.removeprefix(first)}" in columns for answer in answers)
         )
         if "prompt" not in columns or len(answers) < 2 or not judges:
             raise FeedbackError(

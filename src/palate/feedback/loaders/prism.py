@@ -51,21 +51,21 @@ def _turns(history: Iterator[Row], evidence: Evidence) -> Iterator[Row]:
         turns[message.get("turn")].append(message)
     before: list[Row] = []
     for turn in turns.values():
-        before += [_spoken("user", m["content"]) for m in turn if m["role"] == "user"]
-        answers = [m for m in turn if m["role"] != "user" and str(m["content"] or "").strip()]
+        before += [_spoken("user", m.get("content")) for m in turn if m.get("role") == "user"]
+        answers = [m for m in turn if m.get("role") != "user" and str(m.get("content") or "").strip()]
         # Where two models said the same, it is one answer.
-        chosen = dict.fromkeys(str(m["content"]) for m in answers if m.get("if_chosen"))
+        chosen = dict.fromkeys(str(m.get("content")) for m in answers if m.get("if_chosen"))
         prompt = list(before)
         if evidence == "scores":
             for m in answers:
                 if isinstance(score := m.get("score"), int | float):
                     yield {
                         "prompt": prompt,
-                        "completion": [_spoken("assistant", m["content"])],
+                        "completion": [_spoken("assistant", m.get("content"))],
                         "score": score / 100,
                     }
         else:
-            others = dict.fromkeys(str(m["content"]) for m in answers if m["content"] not in chosen)
+            others = dict.fromkeys(str(m.get("content")) for m in answers if m.get("content") not in chosen)
             for better in chosen:
                 for worse in others:
                     yield {
