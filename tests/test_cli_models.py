@@ -41,10 +41,11 @@ def lines(path: Path, *values: object) -> Path:
 # check
 
 
-def test_check_prints_what_is_there_and_what_misleads(tmp_path):
+def test_check_prints_what_is_there_and_fails_on_what_misleads(tmp_path):
     data = write(tmp_path / "data.jsonl", [Rating(user_id="ann", prompt="Hi", completion="Hello!", score=1)])
     ran = palate("check", data)
-    assert (ran.status, ran.err) == (0, "")
+    assert ran.status == 1
+    assert ran.line == "Problems with which figures would be wrong: one-user; mend them before a fit"
     assert ran.out.splitlines() == [
         "0 comparisons, 1 ratings, 0 replies",
         "problem one-user: All records are of one user, 'ann': a taste cannot be separated from the population's; "
@@ -54,12 +55,18 @@ def test_check_prints_what_is_there_and_what_misleads(tmp_path):
 
 def test_check_has_nothing_to_object_to(tmp_path):
     ran = palate("check", write(tmp_path / "data.jsonl", PEOPLE))
-    assert ran.out == "240 comparisons, 0 ratings, 0 replies\nNothing to object to.\n"
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(
+        "240 comparisons, 0 ratings, 0 replies\nNothing to object to.\nLength alone gets an AUC of "
+    )
 
 
-def test_check_as_json_counts_bad_lines_and_is_done(tmp_path):
+def test_check_as_json_is_whole_though_it_fails(tmp_path):
     row = {"user_id": "ann", "prompt": "Hi", "completion": "Hello!", "score": 1}
-    told = palate("check", lines(tmp_path / "data.jsonl", row, "oops"), "--json").json
+    ran = palate("check", lines(tmp_path / "data.jsonl", row, "oops"), "--json")
+    assert (ran.status, ran.out.count("\n")) == (1, 1)
+    assert "one-user" in ran.line
+    told = json.loads(ran.out)
     assert {name: told[name] for name in ("comparisons", "ratings", "replies", "bad_lines")} == {
         "comparisons": 0,
         "ratings": 1,
@@ -70,6 +77,37 @@ def test_check_as_json_counts_bad_lines_and_is_done(tmp_path):
         ("one-user", "problem", 1),
         ("bad-lines", "warning", 1),
     ]
+
+
+def test_check_tells_figures_and_the_learning_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr("palate.doctor.curve._DRAWS", 1)
+    data = write(tmp_path / "data.jsonl", some_people(16, 16))
+    told = palate("check", data, "--learning-curve", "--encoder", tiny_encoder(), "--json").json
+    assert {"length_auc", "length_auc_per_user", "raters_per_pair", "shared_pairs"} <= set(told["figures"])
+    assert [curve["what"] for curve in told["learning_curves"]] == ["users", "answers"]
+    for curve in told["learning_curves"]:
+        assert len(curve["sizes"]) == len(curve["auc"]) == 4
+        assert curve["sizes"] == sorted(curve["sizes"])
+    assert told["remarks"][-1].startswith("AUC by answers of each: ")
+
+
+def test_columns_with_other_names(tmp_path):
+    theirs = {"annotator": "user_id", "better": "chosen", "worse": "rejected"}
+    rows = [{mine: row.model_dump()[ours] for mine, ours in theirs.items()} | {"prompt": row.prompt} for row in PEOPLE]
+    data = lines(tmp_path / "data.jsonl", *rows)
+    names = ["--columns", "user_id=annotator,chosen=better,rejected=worse"]
+    assert palate("check", data, *names, "--json").json["comparisons"] == len(PEOPLE)
+    assert fit(data, tmp_path, *names).status == 0
+    assert palate("check", data, "--columns", "user_id").usage == (
+        "'--columns': 'user_id' is not OURS=THEIRS,...; write it like user_id=annotator,chosen=better"
+    )
+    assert palate("evaluate", tiny_model(), data, "--columns", "user=annotator").failure == (
+        "'user' is no column of a record; rename to one of user_id, prompt, created_at, split, chosen, rejected, "
+        "strength, chosen_position, kind, completion, score, reply, satisfaction, target"
+    )
+    assert palate("fit", data, "--output", tmp_path / "other", "--columns", "user_id=rater").failure == (
+        f"{data}:1: there is no column 'rater'; the row has 'annotator, better, worse, prompt'"
+    )
 
 
 # fit
