@@ -17,12 +17,13 @@ from threadpoolctl import threadpool_limits
 from palate.encoders import Encoder
 from palate.errors import InputError
 from palate.feedback import Feedback
-from palate.rewards.calibration import LAPSE, fit_prior
+from palate.rewards.calibration import LAPSE
 from palate.rewards.evaluation import NewPeople
 from palate.rewards.evaluation import learning_curve as answers_curve
 from palate.rewards.factorization import Choices, fit_weights
 from palate.rewards.features import Coordinates
 from palate.rewards.indexing import Indexed
+from palate.rewards.population import fit_prior
 from palate.rewards.posterior import Observations
 
 Floats = NDArray[np.float64]

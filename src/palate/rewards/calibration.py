@@ -124,16 +124,23 @@ def cross_fit(
             progress(len(held_out), _FOLDS)
     if not held_out:
         return Calibration(ratings=scale)
-    best = _best(held_out, rated := bool(choices.rated.any()))
+    best = one = _best(held_out, rated := bool(choices.rated.any()))
+    rows = _rows(held_out)
     for parts in PARTS[1:]:
-        other = _best(held_out, rated, parts)
+        # At the scales of one part: only what is better there is worth scales of its own.
+        other = _measured(replace(one, parts=parts), held_out, rows)
         best = other if other.foretells_better_than(best) else best
-    return best
+    return best if best is one else _best(held_out, rated, best.parts)
+
+
+def _rows(held_out: Sequence[_HeldOut]) -> dict[int, int]:
+    """How many rows are to be predicted after each number of answers."""
+    return {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
 
 
 def _best(held_out: Sequence[_HeldOut], rated: bool, parts: int = 1) -> Calibration:
     """Three numbers by maximum a posteriori, six where there are ratings."""
-    rows = {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
+    rows = _rows(held_out)
     origin = np.array([0.0, 0.0, logit(2 * LAPSE), *[0.0] * (3 * rated)])
     deviation = np.array([_PRIOR_SD] * 3 + [_RATING_PRIOR_SD] * (3 * rated))
 
