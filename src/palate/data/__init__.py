@@ -69,6 +69,19 @@ def load_answers() -> list[Answer]:
     return list(_answers())
 
 
+def load_style_answers() -> list[Answer]:
+    """More answers in the same poles, to further prompts: 12 to each, none spoilt, nobody's choices among them.
+
+    The style adapter is trained on them (scripts/train_style_adapter.py).
+
+    Example:
+        >>> answer = load_style_answers()[0]
+        >>> len(answer.attributes), answer.spoilt
+        (3, None)
+    """
+    return list(_unfold_prompts("style_prompts.jsonl"))
+
+
 def load_people() -> list[Comparison]:
     """The 8,960 choices of the 112 bundled people, 80 each, person by person, with their `kind`.
 
@@ -84,11 +97,11 @@ def load_people() -> list[Comparison]:
 
 @cache
 def _answers() -> tuple[Answer, ...]:
-    return tuple(_unfold_prompts())
+    return tuple(_unfold_prompts("prompts.jsonl"))
 
 
-def _unfold_prompts() -> Iterator[Answer]:
-    for line in _lines("prompts.jsonl"):
+def _unfold_prompts(name: str) -> Iterator[Answer]:
+    for line in _lines(name):
         row = json.loads(line)
         for answer in row["answers"]:
             yield Answer(
