@@ -6,10 +6,11 @@ prompts in turn, and the scale of the prior and the lapse rate are those that pr
 People of one group never stand on both sides.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
@@ -87,7 +88,7 @@ class _HeldOut:
 
 
 def cross_fit(
-    z: Floats,
+    z: Floats | Mapping[int, Floats],
     choices: Choices,
     rank: int,
     penalties: Penalties = Penalties(),
@@ -98,7 +99,8 @@ def cross_fit(
     """Scale of the prior and lapse rate, by likelihood on people and prompts that were not fitted on.
 
     Args:
-        z: (n, K) coordinates of the answers.
+        z: (n, K) coordinates of the answers; or, where an encoder was tuned without each part in turn, by the number
+            of that part in `splits`, and no other part is left out.
         choices: all comparisons; groups of people and of prompts stay on one side of each fold.
         rank: J.
         penalties: as in `fit_weights`.
@@ -164,24 +166,33 @@ def _auc(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
     return auc_by_user(np.sum(after.v * means, axis=1), after.user, after.n_users)
 
 
-def _folds(z: Floats, choices: Choices, rank: int, penalties: Penalties, seed: int) -> Iterator[_HeldOut]:
-    """Fit without each part of people and prompts in turn, and yield what that part said."""
-    rng = np.random.default_rng(seed)
+def splits(choices: Choices, rng: np.random.Generator) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Parts of people and prompts to leave out in turn: (N,) comparisons to fit on, and (N,) to predict.
+
+    Four parts at most, fewer where there are fewer groups of people, none where there is one; the two masks leave out
+    what only people or only prompts have in common, and are empty where a part has nothing to fit on or to predict.
+    """
     groups = rng.permutation(np.unique(choices.group))
     prompts = rng.permutation(np.unique(choices.prompt))
     n_folds = min(_FOLDS, len(groups))
-    if n_folds < 2:
-        return
     by_prompt = len(prompts) >= 2 * n_folds
-    for k in range(n_folds):
+    for k in range(n_folds if n_folds >= 2 else 0):
         person_out = np.isin(choices.group, groups[k::n_folds])[choices.user]
         prompt_out = np.isin(choices.prompt, prompts[k::n_folds])
-        seen = ~person_out & ~prompt_out if by_prompt else ~person_out
-        unseen = person_out & prompt_out if by_prompt else person_out
-        if not seen.any() or not unseen.any():
+        yield (~person_out & ~prompt_out, person_out & prompt_out) if by_prompt else (~person_out, person_out)
+
+
+def _folds(
+    z: Floats | Mapping[int, Floats], choices: Choices, rank: int, penalties: Penalties, seed: int
+) -> Iterator[_HeldOut]:
+    """Fit without each part of people and prompts in turn, and yield what that part said."""
+    rng = np.random.default_rng(seed)
+    for k, (seen, unseen) in enumerate(splits(choices, rng)):
+        here = z.get(k) if isinstance(z, Mapping) else z
+        if here is None or not seen.any() or not unseen.any():
             continue
         train, new = choices.where(seen), choices.where(unseen)
-        phi = z @ fit_weights(z, train, rank, LAPSE, penalties).T
+        phi = here @ fit_weights(here, train, rank, LAPSE, penalties).T
         yield _held_out(phi, new, fit_prior(train.observations(phi), LAPSE), rng)
 
 

@@ -13,6 +13,7 @@ from palate.feedback import Comparison, Feedback, Text, as_text
 from palate.rewards.calibration import Calibration, cross_fit, fit_prior
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
+from palate.rewards.finetuning import Finetune, Tuned
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
 from palate.rewards.posterior import Floats, Gaussian
@@ -33,6 +34,7 @@ def fit(
     rank: int = 12,
     seed: int = 0,
     penalties: Penalties = Penalties(),
+    finetune: Finetune | None = None,
     progress: Stage | None = None,
 ) -> RewardModel:
     """Learn base rewards and the population prior from comparisons (`split` absent or ``train``).
@@ -44,13 +46,16 @@ def fit(
         rank: J, how many base rewards, 1 to 64; fewer are made where there are fewer people.
         seed: same seed and data, same model.
         penalties: L2 of the base rewards.
+        finetune: how the encoder is tuned first; None leaves it frozen.
         progress: told of each stage.
 
     Returns:
         The reward model, its `figures` filled.
 
     Raises:
-        InputError: `rank` is out of range, there is no comparison to fit on, only one person, or only ties.
+        InputError: `rank` is out of range, there is no comparison to fit on, only one person, or only ties; or the
+            encoder cannot be tuned that way.
+        MissingExtraError: it is to be tuned and accelerate or peft is not installed.
     """
     if not 1 <= rank <= 64:
         raise InputError(f"Rank {rank!r} is not in 1 to 64; give the number of base rewards to learn")
@@ -59,12 +64,14 @@ def fit(
     told = progress or (lambda stage, done, total: None)
     indexed = Indexed.of(rows)
     choices = indexed.choices
+    tuned = _tuned(encoder, indexed, rank, penalties, finetune, seed, told)
+    encoder = tuned.encoder
     raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
     coordinates = Coordinates.fit(raw, encoder.blocks)
     z = coordinates(raw)
     # Thousands of small products: more threads only wait for each other, and for whatever else the machine does.
     with threadpool_limits(1, user_api="blas"):
-        calibration = cross_fit(
+        calibration = tuned.calibration or cross_fit(
             z, choices, rank, penalties, seed=seed, progress=lambda done, total: told("Cross-fitting", done, total)
         )
         told("Learning base rewards", 0, 1)
@@ -81,6 +88,7 @@ def fit(
         lapse=calibration.lapse,
         encoder_name=encoder.name,
         encoder_revision=encoder.revision,
+        finetune=finetune.method if finetune and tuned.calibration else None,
         known=KnownAnswers(
             prompts=[indexed.prompts[i] for i in kept],
             completions=[indexed.completions[i] for i in kept],
@@ -88,11 +96,28 @@ def fit(
             styles=probe(raw[kept]),
         ),
         style_names=probe.names,
-        figures=_figures(choices, len(raw), calibration) | {"seed": float(seed)},
+        figures=_figures(choices, len(raw), calibration) | tuned.figures | {"seed": float(seed)},
         encoder=encoder,
     )
     rated = [row for row in feedback.ratings if row.split in (None, "train")]
     return replace(model, ratings=fit_rating_scale(model, rated, seed=seed)) if rated else model
+
+
+def _tuned(
+    encoder: Encoder,
+    indexed: Indexed,
+    rank: int,
+    penalties: Penalties,
+    finetune: Finetune | None,
+    seed: int,
+    told: Stage,
+) -> Tuned:
+    """The encoder to fit on, and what is known from tuning it."""
+    if finetune is None:
+        return Tuned(encoder)
+    from palate.rewards.finetuning.tuning import tune
+
+    return tune(encoder, indexed, rank, penalties, finetune, seed=seed, told=told)
 
 
 def _check(rows: Sequence[Comparison]) -> None:
