@@ -10,10 +10,14 @@ from palate.cli.common import JsonOption, SeedOption, print_json, progress, stdo
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="facets, or encoder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="facets, encoder, or finetune.")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and strategies, in a minute or two.")] = False,
     data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Measure on these people instead of simulated ones.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Measure on these people instead of simulated ones; finetune: on this encoder's folder.",
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and its pictures go.")] = Path(
         "docs/results"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """One epoch's batches, a map-style data set of them for PyTorch; another order with each `set_epoch`.
+    """One epoch's batches, a map-style data set of them for PyTorch; another order with each `shuffle`.
 
     Args:
         choices: N comparisons.
@@ -41,10 +41,13 @@ class Batches:
                 f"There are {count!r} comparisons for {multiple!r} batches of one step; use fewer processes, or "
                 "accumulate fewer gradients"
             )
-        self.set_epoch(0)
+        self.shuffle(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Prompts in another order, and each prompt's comparisons as well."""
+    def shuffle(self, epoch: int) -> None:
+        """Prompts in another order, and each prompt's comparisons as well.
+
+        Not called `set_epoch`: accelerate would call that with its own count, which begins anew after a kill.
+        """
         rng = np.random.default_rng([self.seed, epoch])
         prompts, place = np.unique(self.choices.prompt, return_inverse=True)
         order = np.lexsort((rng.permutation(len(place)), rng.permutation(len(prompts))[place]))

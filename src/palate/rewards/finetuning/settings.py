@@ -32,6 +32,8 @@ class Finetune:
         width: rank of LoRA, or hidden units of the head, 1 or more.
         texts: distinct answers in a batch, 2 or more; all comparisons between them come along.
         weight_decay: AdamW's, ≥ 0.
+        precision: ``bf16`` or ``no``; what accelerate is configured to where None.
+        gradient_checkpointing: True keeps no layer's activations and computes them twice, which saves memory.
         checkpoint_steps: optimiser's steps from one checkpoint to the next.
         checkpoints: folder of checkpoints, from which a tuning that was killed goes on; None keeps none. They hold
             pickles written by accelerate: resume from your own only.
@@ -54,6 +56,8 @@ class Finetune:
     width: int = 8
     texts: int = 64
     weight_decay: float = 0.01
+    precision: Literal["no", "bf16"] | None = None
+    gradient_checkpointing: bool = False
     checkpoint_steps: int = 100
     checkpoints: Path | None = None
 

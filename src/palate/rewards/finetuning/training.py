@@ -168,7 +168,7 @@ class Run:
 
     def __init__(self, tower: Tower, task: Task, settings: Finetune, seed: int) -> None:
         self.task, self.settings, self.progress = task, settings, Progress()
-        self.accelerator = Accelerator(step_scheduler_with_optimizer=False)
+        self.accelerator = Accelerator(mixed_precision=settings.precision, step_scheduler_with_optimizer=False)
         share = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
         self.data = Batches(task.choices, settings.texts, share, seed)
         groups = tower.groups(settings)
@@ -203,20 +203,12 @@ class Run:
 
     def epoch(self, reading: Reading) -> None:
         """Go on with the pass that was begun, to its end."""
-        progress, device = self.progress, self.accelerator.device
-        self.data.set_epoch(progress.epoch)
-        offset, weights, people = (
-            torch.from_numpy(np.asarray(a, np.float32)).to(device)
-            for a in (reading.offset, reading.weights, reading.people)
-        )
+        progress = self.progress
+        self.data.shuffle(progress.epoch)
         loader = skip_first_batches(self.loader, progress.batches) if progress.batches else self.loader
+        by = self.on_device(reading)
         for batch in loader:
-            with self.accelerator.accumulate(self.module):
-                phi = (self.module(batch["answers"]) - offset) @ weights.T
-                loss = preference_loss(phi, batch, people, reading.lapse)
-                # The mean over all comparisons, estimated from this share of them.
-                self.accelerator.backward(loss * (len(self.data) / len(self.data.cost)))
-                self.step()
+            self.learn(batch, *by, reading.lapse)
             progress.batches += 1
             if self.accelerator.sync_gradients:
                 progress.steps += 1
@@ -225,14 +217,27 @@ class Run:
         progress.epoch, progress.batches, progress.reading = progress.epoch + 1, 0, None
         self.save()
 
-    def step(self) -> None:
-        """Follow the gradients, once they are all there."""
-        if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.module.parameters(), _MAX_NORM)
-        self.optimizer.step()
-        if self.accelerator.sync_gradients:
-            self.schedule.step()
-        self.optimizer.zero_grad()
+    def on_device(self, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+        """Offset, weights and people in single precision, where the features are."""
+        offset, weights, people = (
+            torch.from_numpy(np.asarray(array, np.float32)).to(self.accelerator.device)
+            for array in (reading.offset, reading.weights, reading.people)
+        )
+        return offset, weights, people
+
+    def learn(self, batch: Mapping[str, Tensor], offset: Tensor, weights: Tensor, people: Tensor, lapse: float) -> None:
+        """Follow one batch's gradients, once those of a whole step are there."""
+        with self.accelerator.accumulate(self.module):
+            phi = (self.module(batch["answers"]) - offset) @ weights.T
+            loss = preference_loss(phi, batch, people, lapse)
+            # The mean over all comparisons, estimated from this share of them.
+            self.accelerator.backward(loss * (len(self.data) / len(self.data.cost)))
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.module.parameters(), _MAX_NORM)
+            self.optimizer.step()
+            if self.accelerator.sync_gradients:
+                self.schedule.step()
+            self.optimizer.zero_grad()
 
     def save(self) -> None:
         """A checkpoint, whole or not at all; older ones go."""
