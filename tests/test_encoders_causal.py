@@ -39,7 +39,8 @@ def qwen(qwen_folder: Path) -> CausalEncoder:
 def as_transformers_loads(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder), model.eval()
 
 
 def naive(folder: Path, prompt: str, completion: str) -> np.ndarray:
@@ -159,7 +160,7 @@ def test_it_is_an_encoder_that_can_be_tuned(qwen: CausalEncoder) -> None:
 def test_features_are_differentiable_and_those_of_encode(qwen: CausalEncoder) -> None:
     import torch
 
-    weight = next(qwen.model.layers[0].parameters())
+    weight = qwen.model.get_parameter("layers.0.mlp.up_proj.weight")
     weight.requires_grad_(True)
     try:
         features = qwen.features(PROMPTS, COMPLETIONS)

@@ -18,10 +18,11 @@ from tests.support import PlantedEncoder, people
 from tests.test_encoders import WORDS, Naive, save_tiny
 from tests.tiny_models import save_causal
 
+from palate.data import load_answers
 from palate.encoders import CausalEncoder, Encoder, SentenceEncoder, load_encoder
 from palate.errors import InputError, MissingExtraError, ModelError
 from palate.feedback import Comparison, Feedback, as_text
-from palate.rewards import RewardModel, fit
+from palate.rewards import RewardModel, fit, styles
 from palate.rewards.calibration import LAPSE, splits
 from palate.rewards.factorization import Choices, Penalties, fit_weights
 from palate.rewards.features import Coordinates
@@ -52,6 +53,12 @@ def word_people(users: int = 8, each: int = 24, prompts: int = 12, seed: int = 0
             best, rest = (one, two) if gain[0] + 0.1 * rng.standard_normal() >= gain[1] else (two, one)
             rows.append(Comparison(user_id=f"u{user}", prompt=prompt, chosen=best, rejected=rest, kind=f"k{user % 4}"))
     return rows
+
+
+@pytest.fixture(autouse=True)
+def few_words_for_tastes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Styles are not what is tested here: two prompts' answers to learn them from, and quickly read."""
+    monkeypatch.setattr(styles, "load_answers", lambda: load_answers()[:28])
 
 
 INDEXED = Indexed.of(word_people())
@@ -135,10 +142,9 @@ def test_the_loss_and_its_gradient_are_those_of_the_posterior_and_of_differences
 
     free = torch.from_numpy(phi).requires_grad_()
     loss = preference_loss(free, batch, torch.from_numpy(lam), lapse)
-    loss.backward()
+    (found,) = torch.autograd.grad(loss, free)
     assert loss.item() == pytest.approx(plain(phi.ravel()), rel=1e-9)
-    assert free.grad is not None
-    assert_allclose(free.grad.numpy().ravel(), approx_fprime(phi.ravel(), plain, 1e-6), atol=1e-4)
+    assert_allclose(found.numpy().ravel(), approx_fprime(phi.ravel(), plain, 1e-6), atol=1e-4)
 
 
 def gradients(encoder: Encoder, settings: Finetune, texts: int = 10_000) -> tuple[Tower, dict[str, Any], Reading]:
@@ -150,7 +156,7 @@ def gradients(encoder: Encoder, settings: Finetune, texts: int = 10_000) -> tupl
     batch = Batches(INDEXED.choices, texts, 1, 0)[0]
     offset, weights, lam = (torch.from_numpy(np.float32(a)) for a in (reading.offset, reading.weights, reading.people))
     phi = (it(batch["answers"]) - offset) @ weights.T
-    preference_loss(phi, batch, lam, LAPSE).backward()
+    preference_loss(phi, batch, lam, LAPSE).backward()  # type: ignore[no-untyped-call]
     return it, {name: p.grad for name, p in it.named_parameters() if p.requires_grad}, reading
 
 
@@ -181,7 +187,7 @@ def test_gradients_are_those_of_a_plain_loop_over_comparisons(
     for chosen, rejected, user in zip(c.chosen, c.rejected, c.user, strict=True):
         p = LAPSE + (1 - 2 * LAPSE) * torch.sigmoid(lam[user] @ (phi[chosen] - phi[rejected]))
         total = total - torch.log(p)
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     expected = {f"model.{name}": p.grad for name, p in naive.model.named_parameters() if p.requires_grad}
     assert found.keys() == expected.keys() and len(found) == 32
     for name, gradient in found.items():
@@ -419,11 +425,12 @@ def crossed_people() -> list[Comparison]:
 def test_a_head_learns_what_no_line_tells() -> None:
     said = Feedback(comparisons=crossed_people())
     frozen = fit(said, Crossed(), rank=2)
-    model = fit(said, Crossed(), rank=2, finetune=Finetune("head", learning_rate=0.03, texts=16, max_epochs=6))
-    assert model.finetune == "head" and model.figures["finetune_epochs"] >= 2
+    settings = Finetune("head", learning_rate=0.1, width=16, texts=8, max_epochs=6, patience=6, folds=1)
+    model = fit(said, Crossed(), rank=2, finetune=settings)
+    assert model.finetune == "head" and model.figures["finetune_epochs"] >= 4
     assert frozen.figures["held_out_auc.10"] < 0.65
-    assert model.figures["held_out_auc.10"] > 0.9
-    assert model.figures["finetune_log_loss.after"] < model.figures["finetune_log_loss.before"] - 0.1
+    assert model.figures["held_out_auc.10"] > 0.95
+    assert model.figures["finetune_log_loss.after"] < model.figures["finetune_log_loss.before"] - 0.2
 
 
 def test_where_tuning_does_not_help_the_model_is_the_light_one(encoders: dict[str, Encoder]) -> None:

@@ -23,12 +23,11 @@ def byte_tokenizer(template: str | None = CHAT, *, pad: bool = True, **settings:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single="<bos> $A", special_tokens=[("<bos>", 0)]
-    )
-    return PreTrainedTokenizerFast(
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    make: Any = PreTrainedTokenizerFast
+    return make(
         tokenizer_object=tokenizer,
         bos_token="<bos>",
         eos_token="<end>",
@@ -73,6 +72,7 @@ def save_causal(folder: Path, name: str = "qwen2", *, tokenizer: Any = None, win
         ),
     }  # fmt: skip
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(configs[name]).save_pretrained(folder)
+    make: Any = AutoModelForCausalLM.from_config
+    make(configs[name]).save_pretrained(folder)
     (byte_tokenizer() if tokenizer is None else tokenizer).save_pretrained(folder)
     return folder

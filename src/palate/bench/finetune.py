@@ -176,16 +176,13 @@ def _causal_encoder(texts: Sequence[str], seed: int, *, quick: bool) -> CausalEn
     """Qwen 2.5's shape at 300 million weights, its vocabulary left out; a tiny one where it must be quick."""
     from transformers import Qwen2Config
 
-    size = (64, 256, 2, 4, 2) if quick else (896, 4864, 20, 14, 2)
     config = Qwen2Config(
         vocab_size=4096,
-        **dict(
-            zip(
-                ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-                size,
-                strict=True,
-            )
-        ),
+        hidden_size=64 if quick else 896,
+        intermediate_size=256 if quick else 4864,
+        num_hidden_layers=2 if quick else 20,
+        num_attention_heads=4 if quick else 14,
+        num_key_value_heads=2,
     )
     model, tokenizer = _random_model(config, texts, seed)
     return CausalEncoder("random Qwen 2", "random", Path(), model, tokenizer)
@@ -197,18 +194,19 @@ def _random_model(config: Any, texts: Sequence[str], seed: int) -> "tuple[Any, P
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import AutoModel, PreTrainedTokenizerFast
 
+    make: Any = AutoModel.from_config
+    wrap: Any = PreTrainedTokenizerFast
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(  # type: ignore[call-arg]
+    trainer = trainers.BpeTrainer(
         vocab_size=2048, special_tokens=["<pad>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModel.from_config(config).eval()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), wrapped
+        model = make(config).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), wrap(tokenizer_object=tokenizer, pad_token="<pad>")
 
 
 def _table(figures: dict[str, float], sentence: SentenceEncoder) -> str:
@@ -228,7 +226,7 @@ def _table(figures: dict[str, float], sentence: SentenceEncoder) -> str:
     rows = [[case, *(written(figures[f"{case}.{key}"]) for key, written in shown)] for case in cases]
     note = " MiniLM's weights were not at hand: random ones of its shape." if figures["minilm.random_weights"] else ""
     return (
-        f"# Fine-tuning\n\nOn {machine}. MiniLM has {figures['minilm.parameters'] / 1e6:.0f} million weights, the causal "
-        f"model (Qwen 2's shape, random) {figures['causal.parameters'] / 1e6:.0f} million.{note} On a CPU the memory "
-        "is the whole process's so far.\n\n" + markdown(["", *(key.replace("_", " ") for key, _ in shown)], rows)
+        f"# Fine-tuning\n\nOn {machine}. MiniLM has {figures['minilm.parameters'] / 1e6:.0f} million weights, the "
+        f"causal model (Qwen 2's shape, random) {figures['causal.parameters'] / 1e6:.0f} million.{note} On a CPU, "
+        "memory is the whole process's so far.\n\n" + markdown(["", *(key.replace("_", " ") for key, _ in shown)], rows)
     )

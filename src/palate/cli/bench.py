@@ -16,7 +16,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Measure on these people instead of simulated ones; finetune: on this encoder's folder.",
+            help="Measure on these people instead of simulated ones; `finetune`: this encoder's folder.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and its pictures go.")] = Path(
