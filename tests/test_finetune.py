@@ -1,5 +1,6 @@
 """Fine-tuning: step 0 is the light model, gradients are those of a plain loop, and nothing else moves."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.numpy import load_file
 from scipy.optimize import approx_fprime
 from tests.cli_support import palate, write
 from tests.support import PlantedEncoder, people
@@ -332,18 +334,16 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
     monkeypatch.setattr(Run, "save", last)
 
 
-@pytest.mark.parametrize("saves", [1, 2, 3])
-@every_way
+KILLS = [("sentence", "lora", 1), ("sentence", "lora", 2), ("sentence", "head", 3), ("causal", "full", 1)]
+
+
+@pytest.mark.parametrize(("name", "method", "saves"), KILLS)
 def test_a_tuning_that_was_killed_ends_with_the_same_bits(
     encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: str, saves: int
 ) -> None:
-    if saves > 1 and (name, method) != ("sentence", "lora"):
-        pytest.skip("once is enough")
     encoder, settings = encoders[name], settings_of(method, checkpoint_steps=2)
-    losses: dict[int, float] = {}
 
     def judge(raw: np.ndarray) -> float:
-        losses.setdefault(len(losses), float(raw.std()))
         return float(raw.std())
 
     def run(folder: Path | None) -> tuple[Progress, dict[str, Any]]:
@@ -375,6 +375,37 @@ def test_a_checkpoint_of_another_tuning_is_refused(encoders: dict[str, Encoder],
     assert str(caught.value) == (
         f"The checkpoint {str(place)!r} is of other data or settings; name another folder, or delete it to begin anew"
     )
+
+
+# More processes than one
+
+
+def launch(processes: int, *words: object) -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "tests.two_processes", *(str(word) for word in words)]
+    path = os.pathsep.join([str(root / "src"), str(root)])
+    environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "method"), [("sentence", "lora"), ("causal", "full"), ("sentence", "head")])
+def test_two_processes_follow_the_gradients_of_one_with_batches_of_twice_the_size(
+    folders: dict[str, Path], tmp_path: Path, name: str, method: str
+) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    launch(1, folders[name], method, 40, one)
+    launch(2, folders[name], method, 20, two)
+    expected, found = load_file(one), load_file(two)
+    assert found.keys() == expected.keys()
+    assert sum(key.startswith("gradient.") for key in found) >= 3
+    for key, tensor in expected.items():
+        # Weights less tightly: Adam turns a gradient that is nothing but rounding into a whole step.
+        exact = key.startswith("gradient.")
+        scale = float(np.abs(tensor).max()) if exact else RATE[method]
+        assert_allclose(found[key], tensor, atol=(1e-4 if exact else 2.1) * scale + 1e-7, err_msg=key)
 
 
 # How far

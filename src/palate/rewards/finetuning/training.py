@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -168,7 +168,12 @@ class Run:
 
     def __init__(self, tower: Tower, task: Task, settings: Finetune, seed: int) -> None:
         self.task, self.settings, self.progress = task, settings, Progress()
-        self.accelerator = Accelerator(mixed_precision=settings.precision, step_scheduler_with_optimizer=False)
+        self.accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            step_scheduler_with_optimizer=False,
+            # What a tower does not learn is the same in every process from the start.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
         share = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
         self.data = Batches(task.choices, settings.texts, share, seed)
         groups = tower.groups(settings)
