@@ -1,10 +1,8 @@
 """Fine-tuning: step 0 is the light model, gradients are those of a plain loop, and nothing else moves."""
 
 import os
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,91 +13,40 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
 from scipy.optimize import approx_fprime
-from tests.cli_support import palate, write
-from tests.support import PlantedEncoder, people
-from tests.test_encoders import WORDS, Naive, save_tiny
-from tests.tiny_models import save_causal
+from tests.finetune_support import (
+    ANSWERS,
+    INDEXED,
+    RATE,
+    every_way,
+    light_of,
+    settings_of,
+    task,
+    tiny_encoders,
+    tiny_folders,
+    tower,
+)
+from tests.test_encoders import Naive
 
-from palate.data import load_answers
-from palate.encoders import CausalEncoder, Encoder, SentenceEncoder, load_encoder
-from palate.errors import InputError, MissingExtraError, ModelError
-from palate.feedback import Comparison, Feedback, as_text
-from palate.rewards import RewardModel, fit, styles
-from palate.rewards.calibration import LAPSE, splits
-from palate.rewards.factorization import Choices, Penalties, fit_weights
+from palate.encoders import CausalEncoder, Encoder, SentenceEncoder
+from palate.errors import InputError
+from palate.rewards.calibration import LAPSE
+from palate.rewards.factorization import Choices, fit_weights
 from palate.rewards.features import Coordinates
-from palate.rewards.finetuning import METHODS, Finetune
+from palate.rewards.finetuning import Finetune
 from palate.rewards.finetuning.batches import Batches
-from palate.rewards.finetuning.towers import Tower, tower_of
-from palate.rewards.finetuning.training import Progress, Reading, Run, Task, preference_loss, train
-from palate.rewards.finetuning.tuning import Light, tune
-from palate.rewards.indexing import Indexed
+from palate.rewards.finetuning.towers import Tower
+from palate.rewards.finetuning.training import Progress, Reading, Run, preference_loss, train
 from palate.rewards.posterior import negative_log_likelihood
 
-RATE = {"head": 3e-2, "lora": 1e-2, "full": 1e-3}
+
+@pytest.fixture
+def folders() -> dict[str, Path]:
+    return tiny_folders()
 
 
-def word_people(users: int = 8, each: int = 24, prompts: int = 12, seed: int = 0) -> list[Comparison]:
-    """People of four kinds who like or dislike `tea` and `rain`, answers being words at random."""
-    rng = np.random.default_rng(seed)
-    answers = {f"{WORDS[p]} {WORDS[p - 1]}": [" ".join(rng.choice(WORDS, 6)) for _ in range(5)] for p in range(prompts)}
-    likes = [(1, 0), (-1, 0), (0, 1), (0, -1)]
-    rows = []
-    for user in range(users):
-        tea, rain = likes[user % 4]
-        for _ in range(each):
-            prompt = str(rng.choice(list(answers)))
-            one, two = rng.choice(5, 2, replace=False)
-            one, two = answers[prompt][one], answers[prompt][two]
-            gain = [tea * text.split().count("tea") + rain * text.split().count("rain") for text in (one, two)]
-            best, rest = (one, two) if gain[0] + 0.1 * rng.standard_normal() >= gain[1] else (two, one)
-            rows.append(Comparison(user_id=f"u{user}", prompt=prompt, chosen=best, rejected=rest, kind=f"k{user % 4}"))
-    return rows
-
-
-@pytest.fixture(autouse=True)
-def few_words_for_tastes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Styles are not what is tested here: two prompts' answers to learn them from, and quickly read."""
-    monkeypatch.setattr(styles, "load_answers", lambda: load_answers()[:28])
-
-
-INDEXED = Indexed.of(word_people())
-ANSWERS = [as_text(p) for p in INDEXED.prompts], [as_text(c) for c in INDEXED.completions]
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {
-        "sentence": save_tiny(tmp_path_factory.mktemp("sentence")),
-        "causal": save_causal(tmp_path_factory.mktemp("causal")),
-    }
-
-
-@pytest.fixture(scope="session")
-def encoders(folders: dict[str, Path]) -> dict[str, Encoder]:
-    return {name: load_encoder(str(folder), cache=False, device="cpu") for name, folder in folders.items()}
-
-
-def light_of(encoder: Encoder, rank: int = 3) -> Light:
-    return Light(dict(encoder.blocks), INDEXED.choices, rank, Penalties(), seed=0)
-
-
-def tower(encoder: Encoder, settings: Finetune, seed: int = 0) -> Tower:
-    raw = INDEXED.encode(encoder)
-    return tower_of(encoder, ANSWERS, (raw, light_of(encoder).coordinates(raw)), settings, seed)
-
-
-def task(encoder: Encoder, **more: Any) -> Task:
-    light = light_of(encoder)
-    return Task(INDEXED.choices, len(ANSWERS[0]), lambda raw: light.solve(raw, INDEXED.choices), **more)
-
-
-def settings_of(method: Any, **more: Any) -> Finetune:
-    return Finetune(method, **{"learning_rate": RATE[method], "texts": 20, "width": 4, **more})
-
-
-CASES = [("sentence", "head"), ("sentence", "lora"), ("sentence", "full"), ("causal", "lora"), ("causal", "full")]
-every_way = pytest.mark.parametrize(("name", "method"), CASES)
+@pytest.fixture
+def encoders() -> dict[str, Encoder]:
+    return tiny_encoders()
 
 
 # Step 0
@@ -406,243 +353,3 @@ def test_two_processes_follow_the_gradients_of_one_with_batches_of_twice_the_siz
         exact = key.startswith("gradient.")
         scale = float(np.abs(tensor).max()) if exact else RATE[method]
         assert_allclose(found[key], tensor, atol=(1e-4 if exact else 2.1) * scale + 1e-7, err_msg=key)
-
-
-# How far
-
-
-@pytest.mark.parametrize(
-    ("losses", "patience", "best", "epochs"),
-    [([3, 2, 1, 4, 5, 0], 2, 2, 4), ([3, 4, 2, 5], 1, 0, 1), ([1, 1, 1], 2, 0, 2), ([5, 4, 3, 2], 1, 3, 3)],
-)
-def test_it_stops_where_the_held_out_loss_no_longer_falls(
-    encoders: dict[str, Encoder], losses: list[float], patience: int, best: int, epochs: int
-) -> None:
-    encoder, settings = encoders["sentence"], settings_of("head", patience=patience)
-    told: list[int] = []
-    it = task(encoder, judge=lambda raw: losses[len(told)], told=lambda done, total: told.append(done))
-    progress, _ = train(tower(encoder, settings), it, settings, len(losses) - 1, seed=0)
-    assert (progress.best, progress.epoch, progress.losses) == (best, epochs, losses[: epochs + 1])
-
-
-class Crossed(PlantedEncoder):
-    """Tells two hidden signs and noise; what people like or dislike is their product, which no line tells."""
-
-    def _vector(self, prompt: str, completion: str) -> np.ndarray:
-        noise = np.random.default_rng(abs(hash_of(completion))).standard_normal(self.width)
-        first, second = (1 if c == "+" else -1 for c in completion[:2])
-        return np.array([first, second, *(0.1 * noise[2:])])
-
-
-def hash_of(text: str) -> int:
-    return int.from_bytes(text.encode()[-4:], "big")
-
-
-def crossed_people() -> list[Comparison]:
-    rng = np.random.default_rng(0)
-    rows = []
-    for user in range(16):
-        sign = 1 if user % 2 else -1
-        for _ in range(40):
-            prompt = int(rng.integers(16))
-            like, other = (("++", "--"), ("+-", "-+"))[::sign]
-            chosen, rejected = (f"{rng.choice(side)} {prompt} {rng.integers(4)}" for side in (like, other))
-            rows.append(
-                Comparison(user_id=f"u{user}", prompt=f"p{prompt}", chosen=chosen, rejected=rejected, kind=f"k{user}")
-            )
-    return rows
-
-
-def test_a_head_learns_what_no_line_tells() -> None:
-    said = Feedback(comparisons=crossed_people())
-    frozen = fit(said, Crossed(), rank=2)
-    settings = Finetune("head", learning_rate=0.1, width=16, texts=8, max_epochs=6, patience=6, folds=1)
-    model = fit(said, Crossed(), rank=2, finetune=settings)
-    assert model.finetune == "head" and model.figures["finetune_epochs"] >= 4
-    assert frozen.figures["held_out_auc.10"] < 0.65
-    assert model.figures["held_out_auc.10"] > 0.95
-    assert model.figures["finetune_log_loss.after"] < model.figures["finetune_log_loss.before"] - 0.2
-
-
-def test_where_tuning_does_not_help_the_model_is_the_light_one(encoders: dict[str, Encoder]) -> None:
-    rows = word_people()
-    light = fit(Feedback(comparisons=rows), encoders["sentence"], rank=3)
-    # A rate that ruins the features at once.
-    ruined = fit(
-        Feedback(comparisons=rows), encoders["sentence"], rank=3,
-        finetune=settings_of("full", learning_rate=30.0, max_epochs=1),
-    )  # fmt: skip
-    assert (ruined.finetune, ruined.figures["finetune_epochs"]) == (None, 0.0)
-    assert ruined.fingerprint == light.fingerprint
-
-
-def test_those_who_calibrate_were_never_learned_from(
-    encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from palate.rewards.finetuning import tuning
-
-    learned: list[Choices] = []
-
-    def spy(it: Tower, what: Task, *more: Any) -> Any:
-        learned.append(what.choices)
-        return train(it, what, *more)
-
-    monkeypatch.setattr(tuning, "train", spy)
-    indexed = Indexed.of(word_people())
-    tune(encoders["sentence"], indexed, 3, Penalties(), settings_of("head", folds=2, max_epochs=1), seed=0)
-    held_out = [unseen for _, unseen in splits(indexed.choices, np.random.default_rng(0))][:2]
-    for choices, unseen in zip(learned, held_out, strict=False):
-        left_out = indexed.choices.where(unseen)
-        assert not set(choices.group) & set(left_out.group)
-        assert not set(choices.prompt) & set(left_out.prompt)
-
-
-# The whole, and its folder
-
-
-def tuned_model(encoder: Encoder, method: str, monkeypatch: pytest.MonkeyPatch) -> RewardModel:
-    """A fit that tunes one epoch whatever the held-out loss says."""
-    from palate.rewards.finetuning import tuning
-
-    def forced(*arguments: Any) -> Any:
-        progress, state = train(*arguments)
-        return replace(progress, best=1), state
-
-    monkeypatch.setattr(tuning, "train", forced)
-    return fit(
-        Feedback(comparisons=word_people()), encoder, rank=3, finetune=settings_of(method, folds=1, max_epochs=1)
-    )
-
-
-NEW = (["hot tea"] * 3, ["rain falls on green hills", "tea is hot", "tea"])
-
-
-@every_way
-def test_a_tuned_model_is_saved_with_its_encoder(
-    encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: str
-) -> None:
-    monkeypatch.setenv("PALATE_CACHE", str(tmp_path / "cache"))
-    model = tuned_model(encoders[name], method, monkeypatch)
-    model.save(tmp_path / "model")
-    files = {path.name for path in (tmp_path / "model" / "encoder").iterdir()}
-    expected = {"head.json", "head.safetensors"} if method == "head" else {"config.json", "model.safetensors"}
-    assert expected <= files and not any(name.endswith((".pkl", ".bin", ".pt")) for name in files)
-    card = (tmp_path / "model" / "README.md").read_text("utf-8")
-    assert f"tuned ({method}, 1 epochs), revision {model.encoder_revision}" in card
-    moved = shutil.copytree(tmp_path / "model", tmp_path / "elsewhere")
-    loaded = RewardModel.load(moved)
-    assert (loaded.fingerprint, loaded.finetune) == (model.fingerprint, method)
-    assert_allclose(loaded.phi(*NEW), model.phi(*NEW), atol=1e-6)
-    loaded.save(moved)  # over itself
-    for path in (tmp_path / "model").rglob("*"):
-        if path.is_file():
-            assert (moved / path.relative_to(tmp_path / "model")).read_bytes() == path.read_bytes(), path.name
-
-
-def test_a_tuned_model_without_its_encoder_is_broken(
-    encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tuned_model(encoders["sentence"], "head", monkeypatch).save(tmp_path / "model")
-    shutil.rmtree(tmp_path / "model" / "encoder")
-    with pytest.raises(ModelError) as caught:
-        RewardModel.load(tmp_path / "model")
-    assert "encoder is missing" in str(caught.value)
-
-
-def test_the_same_seed_tunes_to_the_same_bits(encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = (tuned_model(encoders["sentence"], "lora", monkeypatch) for _ in range(2))
-    assert one.encoder_revision == two.encoder_revision != encoders["sentence"].revision
-    assert one.fingerprint == two.fingerprint
-
-
-def test_the_command_tunes_and_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
-    data = write(tmp_path / "data.jsonl", word_people())
-    words = ("fit", data, "--output", tmp_path / "model", "--encoder", folders["sentence"], "--rank", 2)
-    ran = palate(*words, "--finetune", "head", "--checkpoints", tmp_path / "checkpoints", "--json")
-    assert ran.json["figures"]["finetune_epochs"] >= 0
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1].startswith("without part")
-    assert palate(*words, "--finetune", "half").usage == (
-        "'--finetune': 'half' is no way to fine-tune; choose one of full, lora, head, or none"
-    )
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"method": "half"}, "'half' is no way to fine-tune; choose one of full, lora, head, or none"),
-        ({"max_epochs": 0}, "max_epochs 0 is less than 1; give 1 or more"),
-        ({"texts": 1}, "texts 1 is less than 2; give 2 or more"),
-        ({"folds": 5}, "folds 5 is not in 1 to 4; give the number of held-out parts"),
-        ({"learning_rate": -1.0}, "learning_rate -1.0 is not positive; give one such as 1e-4"),
-        ({"layer_decay": 0.0}, "layer_decay 0.0 is not in (0, 1]; give 1 for the same rate everywhere"),
-    ],
-    ids=str,
-)
-def test_a_setting_out_of_range_is_named(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        Finetune(**values)
-    assert str(caught.value) == message
-
-
-def refused(encoder: Encoder, rows: list[Comparison], settings: Finetune) -> str:
-    with pytest.raises((InputError, MissingExtraError)) as caught:
-        fit(Feedback(comparisons=rows), encoder, rank=2, finetune=settings)
-    return str(caught.value)
-
-
-def test_an_encoder_without_a_model_is_refused() -> None:
-    assert refused(PlantedEncoder(), people(), Finetune("lora")) == (
-        "Encoder 'planted' has no text model whose weights could be tuned with 'lora'; give finetune 'head', which "
-        "takes any encoder, or 'none'"
-    )
-
-
-def test_no_comparisons_are_refused(encoders: dict[str, Encoder]) -> None:
-    assert refused(encoders["sentence"], [], Finetune("head")).startswith("There are 0 comparisons to fit on")
-
-
-def test_people_of_one_kind_are_too_few(encoders: dict[str, Encoder]) -> None:
-    rows = [row.model_copy(update={"kind": "same"}) for row in word_people()]
-    assert refused(encoders["sentence"], rows, Finetune("head")) == (
-        "Fine-tuning needs groups of people to leave out, and there are 1 in all; give comparisons of more people, or "
-        "kinds that differ, or finetune 'none'"
-    )
-
-
-def test_freezing_all_layers_leaves_nothing(encoders: dict[str, Encoder]) -> None:
-    message = refused(encoders["sentence"], word_people(), Finetune("full", frozen_layers=2))
-    assert message.startswith("2 frozen layers leave none of the 2 that ")
-
-
-def test_lora_without_peft_names_the_extra(encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    assert refused(encoders["sentence"], word_people(), Finetune("lora")) == (
-        "The package 'peft' is not installed; run: pip install 'palate[finetune]'"
-    )
-
-
-def test_tuning_without_accelerate_names_the_extra() -> None:
-    code = (
-        "import sys; sys.modules['accelerate'] = None\n"
-        "from palate.errors import MissingExtraError\n"
-        "try: import palate.rewards.finetuning.tuning\n"
-        "except MissingExtraError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "The package 'accelerate' is not installed; run: pip install 'palate[finetune]'\n"
-
-
-def test_importing_the_settings_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, palate.rewards.finetuning as f; f.Finetune('lora')\n"
-        "print({'torch', 'transformers', 'peft', 'accelerate'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
-def test_all_methods_are_tried_above() -> None:
-    assert {method for _, method in CASES} == set(METHODS)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
-from tests.test_finetune import INDEXED, light_of, settings_of, task, tower
+from tests.finetune_support import INDEXED, light_of, settings_of, task, tower
 
 from palate.encoders import load_encoder
 from palate.rewards.finetuning import is_main_process

@@ -2,6 +2,7 @@
 
 from palate.rewards.explain import Explanation, StyleTaste, explain
 from palate.rewards.factorization import Penalties
+from palate.rewards.finetuning import Finetune
 from palate.rewards.fitting import fit
 from palate.rewards.model import KnownAnswers, Pool, Ranked, RatingScale, RewardModel
 from palate.rewards.posterior import Gaussian, Observations, laplace_posterior, predict
@@ -11,6 +12,7 @@ __all__ = [
     "DEFAULT_STRATEGY",
     "STRATEGIES",
     "Explanation",
+    "Finetune",
     "Gaussian",
     "KnownAnswers",
     "Observations",

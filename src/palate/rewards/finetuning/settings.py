@@ -47,7 +47,7 @@ class Finetune:
     """
 
     method: Method = "lora"
-    max_epochs: int = 8
+    max_epochs: int = 5
     patience: int = 2
     folds: int = 2
     learning_rate: float | None = None
