@@ -101,6 +101,7 @@ def gradients(encoder: Encoder, settings: Finetune, texts: int = 10_000) -> tupl
     import torch
 
     it = tower(encoder, settings)
+    it.train()  # as accelerate has it
     reading = light_of(encoder).solve(INDEXED.encode(encoder), INDEXED.choices)
     batch = Batches(INDEXED.choices, texts, 1, 0)[0]
     offset, weights, lam = (torch.from_numpy(np.float32(a)) for a in (reading.offset, reading.weights, reading.people))
@@ -157,6 +158,16 @@ def test_gradients_of_adapters_follow_from_those_of_the_weights(encoders: dict[s
         expected = 2 * weight @ weights[first].detach().T
         assert_allclose(of_factors[key], expected, atol=1e-3 * float(expected.abs().max()) + 1e-5)
         assert float(of_factors[first].abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", ["sentence", "causal"])
+def test_checkpointing_changes_no_gradient(encoders: dict[str, Encoder], name: str) -> None:
+    _, expected, _ = gradients(encoders[name], settings_of("full"))
+    it, found, _ = gradients(encoders[name], settings_of("full", gradient_checkpointing=True))
+    assert any(getattr(module, "gradient_checkpointing", False) for module in it.modules())
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        assert_allclose(found[key], gradient, atol=1e-5 * float(gradient.abs().max()) + 1e-8, err_msg=key)
 
 
 # What moves
