@@ -13,12 +13,15 @@ from tests.tiny_models import save_causal
 
 from palate.encoders import Encoder, load_encoder
 from palate.feedback import Comparison, as_text
+from palate.rewards.calibration import Calibration
 from palate.rewards.factorization import Penalties
 from palate.rewards.finetuning import Finetune
 from palate.rewards.finetuning.towers import Tower, tower_of
 from palate.rewards.finetuning.training import Task
 from palate.rewards.finetuning.tuning import Light
 from palate.rewards.indexing import Indexed
+from palate.rewards.ratings import RatingScale
+from palate.rewards.selection import Settings
 
 RATE = {"head": 3e-2, "lora": 1e-2, "full": 1e-3}
 
@@ -58,8 +61,12 @@ def tiny_encoders() -> dict[str, Encoder]:
     return {name: load_encoder(str(folder), cache=False, device="cpu") for name, folder in tiny_folders().items()}
 
 
+def light_settings(rank: int = 3) -> Settings:
+    return Settings(rank, Penalties(), RatingScale(), Calibration())
+
+
 def light_of(encoder: Encoder, rank: int = 3) -> Light:
-    return Light(dict(encoder.blocks), INDEXED.choices, rank, Penalties(), seed=0)
+    return Light(dict(encoder.blocks), INDEXED, light_settings(rank), seed=0)
 
 
 def tower(encoder: Encoder, settings: Finetune, seed: int = 0) -> Tower:

@@ -7,6 +7,7 @@ from functools import cache
 from hashlib import sha256
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from palate.bench.people import parse_kind, simulate
@@ -14,6 +15,7 @@ from palate.data import POLES, Answer, load_answers
 from palate.encoders import Progress
 from palate.feedback import Comparison, Feedback, Record
 from palate.rewards import RewardModel, fit
+from palate.rewards.baselines import pref, simplex, vpl
 from palate.rewards.factorization import Choices
 from palate.rewards.posterior import Floats
 
@@ -132,3 +134,39 @@ def planted(
 def fitted() -> RewardModel:
     """A reward model of 24 simulated people, fitted once a process; nothing that asks it may change it."""
     return fit(Feedback(comparisons=people()), PlantedEncoder(), rank=5)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An encoder that reads the poles an answer was written to show, a little blurred."""
+
+    name: str = "shown"
+    revision: str = "1"
+
+    @property
+    def blocks(self) -> Mapping[str, slice]:
+        return {"mean": slice(0, self.width)}
+
+    @property
+    def width(self) -> int:
+        return len(ATTRIBUTES) + 1
+
+    def encode(self, prompts: Sequence[str], completions: Sequence[str], *, progress=None):
+        return np.array([self._one(_BY_TEXT.get(pair)) for pair in zip(prompts, completions, strict=True)], np.float32)
+
+    def _one(self, answer: Answer | None) -> list[float]:
+        if answer is None:  # a text that probes a style
+            return [0.0] * self.width
+        blur = 0.1 * np.sin(int(answer.response_id[1:4]) * np.arange(1, self.width + 1))
+        shown = [answer.attributes.get(name, 0) for name in ATTRIBUTES]
+        return [*(shown + blur[:-1]), float(answer.spoilt is not None)]
+
+
+_BY_TEXT: dict[tuple[str, str], Answer] = {(answer.prompt, answer.text): answer for answer in load_answers()}
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Short descents of the peers: for tests of what is done with them, not of how good they are."""
+    for module in (pref, simplex, vpl):
+        patch.setattr(module, "_STEPS", 20)
+    patch.setattr(simplex, "_NEW_STEPS", 10)

@@ -2,8 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -13,47 +12,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support import Shown, shorten
 
-from palate.bench import against, facets, latency, report, unseen
+from palate.bench import facets, facets_page, latency, peers, report, unseen
+from palate.bench.ablations import ABLATED_AT, ARMS
 from palate.bench.intervals import cluster_interval
 from palate.bench.interview import interview
-from palate.data import Answer, load_answers, load_people
+from palate.data import load_people
 from palate.errors import EncoderError, InputError, MissingExtraError
 from palate.feedback import Comparison, as_text, write_jsonl
 from palate.rewards import DEFAULT_STRATEGY, RewardModel
+from palate.rewards.baselines import PEERS
 from palate.rewards.evaluation import NewPeople, auc_by_user, learning_curve
 from palate.rewards.indexing import Indexed
 from palate.rewards.posterior import Gaussian, Observations
 
 TIMED = ("seconds", "memory")
-ATTRIBUTES = sorted({name for answer in load_answers() for name in answer.attributes})
-BY_TEXT: dict[tuple[str, str], Answer] = {(a.prompt, a.text): a for a in load_answers()}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An encoder that reads the poles an answer was written to show, a little blurred."""
-
-    name: str = "shown"
-    revision: str = "1"
-
-    @property
-    def blocks(self) -> Mapping[str, slice]:
-        return {"mean": slice(0, self.width)}
-
-    @property
-    def width(self) -> int:
-        return len(ATTRIBUTES) + 1
-
-    def encode(self, prompts: Sequence[str], completions: Sequence[str], *, progress=None):
-        return np.array([self._one(BY_TEXT.get(pair)) for pair in zip(prompts, completions, strict=True)], np.float32)
-
-    def _one(self, answer: Answer | None) -> list[float]:
-        if answer is None:  # a text that probes a style
-            return [0.0] * self.width
-        blur = 0.1 * np.sin(int(answer.response_id[1:4]) * np.arange(1, self.width + 1))
-        shown = [answer.attributes.get(name, 0) for name in ATTRIBUTES]
-        return [*(shown + blur[:-1]), float(answer.spoilt is not None)]
 
 
 @cache
@@ -66,6 +40,7 @@ def run(seed: int = 0, data: Path | None = None) -> report.Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(facets, "load_encoder", Shown)
         patch.setattr(facets, "timed_fit", lambda load, *, seed: fitted())
+        shorten(patch)
         return facets.run(quick=True, seed=seed, data=data)
 
 
@@ -104,12 +79,16 @@ def test_figures_are_finite_and_there(result):
             for figure in ("auc", "accuracy", "log_loss", "ece"):
                 assert f"{figure}.{strategy}.{t}" in figures
     expected = {
-        "people", "kinds", "test_comparisons", "auc.bradley_terry", "auc.per_user.5", "auc.per_user.10",
-        "auc.bald_minus_random.10", "auc.best_minus_random.10", "auc.bald_minus_bradley_terry.0",
-        "auc.bald_minus_per_user.10", "pick_rate.0", "pick_rate.10", "seconds_per_answer", "seconds_per_answer.p95",
-        "fit_seconds.warm",
+        "people", "kinds", "test_comparisons", "auc.bradley_terry", "auc.bald_minus_random.10",
+        "auc.best_minus_random.10", "pick_rate.0", "pick_rate.10", "gain_share.10", "win_rate.10.low",
+        "seconds_per_answer", "seconds_per_answer.p95", "fit_seconds.warm",
     }  # fmt: skip
     assert expected <= set(figures)
+    for name in [*(peer.name for peer in PEERS), peers.OWN_QUESTIONS]:
+        assert {f"auc.{name}.5", f"accuracy.{name}.5", f"gain_share.{name}.5", f"win_rate.{name}.5"} <= set(figures)
+        for ours in (DEFAULT_STRATEGY, "random"):
+            difference = figures[f"auc.{ours}.5"] - figures[f"auc.{name}.5"]
+            assert figures[f"auc.{ours}_minus_{name}.5"] == pytest.approx(difference)
     assert "fit_seconds.cold" not in figures
     assert (figures["people"], figures["kinds"], figures["test_comparisons"]) == (56, 28, 56 * 80)
 
@@ -119,6 +98,9 @@ def test_answers_teach_and_good_features_teach_most_of_it(result):
     assert figures["auc.bald.10"] > figures["auc.bald.5"] > figures["auc.bald.0"] > 0.5
     assert figures["auc.bald.10"] > 0.9
     assert figures["pick_rate.10"] > figures["pick_rate.0"]
+    assert figures["gain_share.10"] > 0.5 > abs(figures["gain_share.0"])
+    assert figures["win_rate.10"] > 0.6
+    assert (figures["gain_share.bradley_terry.10"], figures["win_rate.bradley_terry.10"]) == (0.0, 0.5)
     assert figures["auc.bald.0"] == figures["auc.random.0"]
 
 
@@ -147,7 +129,8 @@ def test_recorded_people_give_what_the_same_people_simulated_gave(result, tmp_pa
     assert unseen.recorded_people(path, quick=False) == rows
     assert unseen.recorded_people(tmp_path, quick=True) == rows
     recorded, simulated = untimed(run(data=tmp_path).figures), untimed(result.figures)
-    assert set(simulated) - set(recorded) == {"pick_rate.0", "pick_rate.10"}
+    only = {name for name in simulated if name.startswith(("pick_rate.", "gain_share.", "win_rate."))}
+    assert set(simulated) - set(recorded) == only
     assert recorded == {name: simulated[name] for name in recorded}
 
 
@@ -227,31 +210,6 @@ def test_an_interview_asks_everything_once_and_ends():
     assert (sorted(questions[:-1]), questions[-1]) == ([0, 1, 2, 3, 4], -1)
 
 
-# Baselines
-
-
-def test_random_questions_are_each_persons_own_and_fewer_are_the_first_of_more():
-    user = np.repeat([0, 1, 2], [4, 6, 9])
-    asked = Observations.of(np.zeros((19, 2)), user, 3)
-    rows = against.random_questions(asked, (0, 1, 3, 4, 5), np.random.default_rng(0))
-    assert list(rows) == [1, 3, 4]
-    assert (user[rows[4]] == np.arange(3)[:, None]).all()
-    assert all(len(set(own)) == 4 for own in rows[4].tolist())
-    assert (rows[4][:, :3] == rows[3]).all()
-
-
-def test_one_reward_for_all_who_agree_is_right_about_them():
-    train = Indexed.of(load_people())
-    z = train.encode(Shown()).astype(np.float64)
-    spoilt = z[:, -1]
-    telling = spoilt[train.choices.chosen] < spoilt[train.choices.rejected]
-    people = unseen.new_people(z, train.choices, ~telling, telling)
-    figures, penalty = against.one_reward_for_all(z, train.choices, people, 0.05, seed=0)
-    assert penalty in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-    assert figures.accuracy > 0.95
-    assert figures.auc.shape == (112,)
-
-
 # Intervals
 
 
@@ -281,6 +239,13 @@ def test_people_who_repeat_their_kind_do_not_narrow_the_interval():
     kinds = np.random.default_rng(0).random(10)
     once = cluster_interval(kinds, np.arange(10))
     assert cluster_interval(np.repeat(kinds, 50), np.repeat(np.arange(10), 50)) == pytest.approx(once)
+
+
+def test_who_weighs_twice_counts_as_two_of_their_kind():
+    values, kind = np.array([0.1, 0.7, 0.4, np.nan]), np.array([0, 1, 2, 2])
+    twice = cluster_interval(values[[0, 1, 1, 2]], kind[[0, 1, 1, 2]])
+    assert cluster_interval(values, kind, weight=np.array([1.0, 2.0, 1.0, 5.0])) == pytest.approx(twice)
+    assert cluster_interval(values, kind, weight=np.array([1.0, 0.0, 0.0, 1.0])) == pytest.approx((0.1, 0.1))
 
 
 def test_an_interval_of_nobody_is_refused():
@@ -337,6 +302,17 @@ def test_files_have_their_schema_and_are_whole(result, tmp_path):
     assert "![How well a new person is known](facets.svg)" in page
     assert svg_file.read_bytes().startswith(b"<?xml")
     assert png_file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_every_peer_and_every_arm_that_was_measured(result):
+    figures = result.figures | {f"ablation.{arm}.{t}": 0.5124 for arm in ARMS for t in ABLATED_AT}
+    figures |= {"ablation.random_start.10.sd": 0.0312, "ablation.no_l2_minus_full.10": 0.25}
+    page = facets_page.page(figures, (DEFAULT_STRATEGY, "bald", "random"), (0, 5, 10), facets_page.PEER_NAMES)
+    assert set(facets_page.PEER_NAMES) == {*(peer.name for peer in PEERS), peers.OWN_QUESTIONS}
+    assert [name for name in [*facets_page.PEER_NAMES.values(), *ARMS.values()] if f"| {name} " not in page] == []
+    assert "0.512 ± 0.031" in page
+    assert "+0.250" in page
+    assert "What each part does" not in result.table
 
 
 def test_the_same_figures_give_the_same_picture(result):

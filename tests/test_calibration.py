@@ -8,8 +8,9 @@ from numpy.testing import assert_allclose
 from tests.support import Planted, planted
 
 from palate.rewards import calibration
-from palate.rewards.calibration import LAPSE, Calibration, cross_fit, fit_prior
+from palate.rewards.calibration import LAPSE, Calibration, cross_fit
 from palate.rewards.factorization import Choices, fit_weights
+from palate.rewards.population import fit_prior
 from palate.rewards.posterior import Gaussian, Observations, laplace_posterior
 
 
@@ -53,9 +54,9 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Choices, Choices]]:
     fitted: list[Choices] = []
     held_out = calibration._held_out
 
-    def record_fit(z, choices, *args):
+    def record_fit(z, choices, *args, **options):
         fitted.append(choices)
-        return fit_weights(z, choices, *args)
+        return fit_weights(z, choices, *args, **options)
 
     def record_held_out(phi, new, *args):
         folds.append((fitted[-1], new))
@@ -110,7 +111,7 @@ def test_scales_undo_a_prior_that_is_wrong(monkeypatch):
     truth = planted(users=40, each=30, rank=1, prompts=24)
     right = cross_fit(truth.z, truth.choices, 2)
 
-    def wrong(said, lapse):
+    def wrong(said, lapse, parts):
         prior = fit_prior(said, lapse)
         return Gaussian(4 * prior.mean, prior.cov / 16)
 

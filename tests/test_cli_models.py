@@ -41,10 +41,11 @@ def lines(path: Path, *values: object) -> Path:
 # check
 
 
-def test_check_prints_what_is_there_and_what_misleads(tmp_path):
+def test_check_prints_what_is_there_and_fails_on_what_misleads(tmp_path):
     data = write(tmp_path / "data.jsonl", [Rating(user_id="ann", prompt="Hi", completion="Hello!", score=1)])
     ran = palate("check", data)
-    assert (ran.status, ran.err) == (0, "")
+    assert ran.status == 1
+    assert ran.line == "Problems with which figures would be wrong: one-user; mend them before a fit"
     assert ran.out.splitlines() == [
         "0 comparisons, 1 ratings, 0 replies",
         "problem one-user: All records are of one user, 'ann': a taste cannot be separated from the population's; "
@@ -54,12 +55,18 @@ def test_check_prints_what_is_there_and_what_misleads(tmp_path):
 
 def test_check_has_nothing_to_object_to(tmp_path):
     ran = palate("check", write(tmp_path / "data.jsonl", PEOPLE))
-    assert ran.out == "240 comparisons, 0 ratings, 0 replies\nNothing to object to.\n"
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(
+        "240 comparisons, 0 ratings, 0 replies\nNothing to object to.\nLength alone gets an AUC of "
+    )
 
 
-def test_check_as_json_counts_bad_lines_and_is_done(tmp_path):
+def test_check_as_json_is_whole_though_it_fails(tmp_path):
     row = {"user_id": "ann", "prompt": "Hi", "completion": "Hello!", "score": 1}
-    told = palate("check", lines(tmp_path / "data.jsonl", row, "oops"), "--json").json
+    ran = palate("check", lines(tmp_path / "data.jsonl", row, "oops"), "--json")
+    assert (ran.status, ran.out.count("\n")) == (1, 1)
+    assert "one-user" in ran.line
+    told = json.loads(ran.out)
     assert {name: told[name] for name in ("comparisons", "ratings", "replies", "bad_lines")} == {
         "comparisons": 0,
         "ratings": 1,
@@ -70,6 +77,37 @@ def test_check_as_json_counts_bad_lines_and_is_done(tmp_path):
         ("one-user", "problem", 1),
         ("bad-lines", "warning", 1),
     ]
+
+
+def test_check_tells_figures_and_the_learning_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr("palate.doctor.curve._DRAWS", 1)
+    data = write(tmp_path / "data.jsonl", some_people(16, 16))
+    told = palate("check", data, "--learning-curve", "--encoder", tiny_encoder(), "--json").json
+    assert {"length_auc", "length_auc_per_user", "raters_per_pair", "shared_pairs"} <= set(told["figures"])
+    assert [curve["what"] for curve in told["learning_curves"]] == ["users", "answers"]
+    for curve in told["learning_curves"]:
+        assert len(curve["sizes"]) == len(curve["auc"]) == 4
+        assert curve["sizes"] == sorted(curve["sizes"])
+    assert told["remarks"][-1].startswith("AUC by answers of each: ")
+
+
+def test_columns_with_other_names(tmp_path):
+    theirs = {"annotator": "user_id", "better": "chosen", "worse": "rejected"}
+    rows = [{mine: row.model_dump()[ours] for mine, ours in theirs.items()} | {"prompt": row.prompt} for row in PEOPLE]
+    data = lines(tmp_path / "data.jsonl", *rows)
+    names = ["--columns", "user_id=annotator,chosen=better,rejected=worse"]
+    assert palate("check", data, *names, "--json").json["comparisons"] == len(PEOPLE)
+    assert fit(data, tmp_path, *names).status == 0
+    assert palate("check", data, "--columns", "user_id").usage == (
+        "'--columns': 'user_id' is not OURS=THEIRS,...; write it like user_id=annotator,chosen=better"
+    )
+    assert palate("evaluate", tiny_model(), data, "--columns", "user=annotator").failure == (
+        "'user' is no column of a record; rename to one of user_id, prompt, created_at, split, chosen, rejected, "
+        "strength, chosen_position, kind, completion, score, reply, satisfaction, target"
+    )
+    assert palate("fit", data, "--output", tmp_path / "other", "--columns", "user_id=rater").failure == (
+        f"{data}:1: there is no column 'rater'; the row has 'annotator, better, worse, prompt'"
+    )
 
 
 # fit
@@ -133,7 +171,7 @@ ONE_USER = [row for row in PEOPLE if row.user_id == "t0000"]
         ([], "{data} holds no records; give a file with one record a line"),
         (
             ONE_USER,
-            "All comparisons are of one user, 't0000'; base rewards need at least 2 people to differ",
+            "All rows are of one user, 't0000'; base rewards need at least 2 people to differ",
         ),
         (
             [changed(row, strength=0.5) for row in FEW],
@@ -141,8 +179,8 @@ ONE_USER = [row for row in PEOPLE if row.user_id == "t0000"]
         ),
         (
             [changed(row, split="test") for row in FEW],
-            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
-            "ratings alone do not do",
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score",
         ),
     ],
     ids=["empty", "one user", "ties", "test rows"],
@@ -169,9 +207,21 @@ def test_fit_works_on_contradictions_single_answers_and_odd_texts(tmp_path):
     assert (told["figures"]["users"], told["figures"]["comparisons"]) == (4, 14)
 
 
-@pytest.mark.parametrize(("rank", "rule"), [(0, "greater than or equal to 1"), (65, "less than or equal to 64")])
-def test_fit_refuses_a_rank_out_of_range(tmp_path, rank, rule):
-    assert fit(FEW, tmp_path, "--rank", rank).usage == f"'--rank': Input should be {rule}"
+@pytest.mark.parametrize("rank", [0, 65, -1, "many", "", "½"])
+def test_fit_refuses_what_is_no_rank(tmp_path, rank):
+    rule = f"'--rank': {str(rank)!r} is not a rank; give a number from 1 to 64, or auto"
+    assert fit(FEW, tmp_path, "--rank", rank).usage == rule
+
+
+def test_fit_finds_the_rank_and_reads_ratings(tmp_path):
+    ratings = [
+        Rating(user_id=row.user_id, prompt=row.prompt, completion=row.chosen, score=0.9 - 0.1 * place)
+        for place, row in enumerate(FEW)
+    ]
+    ran = fit([*FEW, *ratings], tmp_path, "--rank", "auto")
+    first, second = ran.out.splitlines()[:2]
+    assert " base rewards from 6 comparisons and 6 ratings of 2 people, in " in first
+    assert second.startswith("A rating counts ")
 
 
 def test_fit_with_an_encoder_that_is_not_there(tmp_path):
@@ -336,5 +386,5 @@ def test_a_model_of_a_newer_version(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "format": 99}))
     assert palate("onboard", copied, "--user", "ann").failure == (
-        f"The reward model at {str(copied)!r} has format 99, this version of Palate reads up to 2; update Palate"
+        f"The reward model at {str(copied)!r} has format 99, this version of Palate reads up to 3; update Palate"
     )

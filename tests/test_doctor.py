@@ -217,6 +217,12 @@ def test_users_kinds_and_prompts_on_both_sides_of_a_split():
         comparison(2, user="dan"),
     ]
     assert found(*rows) == {
+        "split-answers": (
+            "problem",
+            "Answers in adapt or test that stand in train too, word for word or nearly: 2 of 5 (40%); figures for "
+            "unseen answers would be of seen ones, so hold out whole prompts.",
+            2,
+        ),
         "split-users": (
             "problem",
             "Users in train who also stand in adapt or test: 1; figures for new users would be of known "

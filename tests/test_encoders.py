@@ -162,6 +162,30 @@ def test_layers_are_at_most_four_of_the_first_two_thirds(depth: int, layers: tup
     assert ends[-1] == encoder.width
 
 
+def test_other_layers_can_be_read_and_are_another_encoder(tiny_folder: Path, tmp_path: Path) -> None:
+    default, one, two = (
+        load_sentences(str(tiny_folder), cache_dir=tmp_path, device="cpu", layers=layers)
+        for layers in (None, (3,), (2, 1))
+    )
+    assert (one.layers, two.layers, one.depth, one.width) == ((3,), (2, 1), 3, 2 * 16 + 2)
+    assert len({default.revision, one.revision, two.revision}) == 3
+    texts = sentences(5)
+    features = {encoder: encoder.encode(texts[::-1], texts) for encoder in (default, one, two)}
+    assert default.layers == (1, 2)
+    for block in ("mean", "last"):
+        both, turned = features[default][:, default.blocks[block]], features[two][:, two.blocks[block]]
+        np.testing.assert_array_equal(turned, np.concatenate([both[:, 16:], both[:, :16]], axis=1))
+    for block in ("length", "cosine"):
+        np.testing.assert_array_equal(features[default][:, default.blocks[block]], features[one][:, one.blocks[block]])
+
+
+@pytest.mark.parametrize("layers", [(), (0,), (1, 4)])
+def test_a_layer_that_is_not_there_is_refused(tiny_folder: Path, layers: tuple[int, ...]) -> None:
+    with pytest.raises(EncoderError) as error:
+        load_encoder(str(tiny_folder), cache=False, device="cpu", layers=layers)
+    assert str(error.value) == f"Layers {layers!r} cannot be read: the model has layers 1 to 3; give some of these"
+
+
 def test_features_are_those_of_a_plain_loop_windows_included(tiny: SentenceEncoder) -> None:
     # 1 to 39 words where a window holds 14, and exact multiples of it
     texts = [*sentences(30), " ".join(WORDS[:1] * 14), " ".join(WORDS[:2] * 14), "[SEP] tea [PAD]"]

@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize
+from scipy.sparse import csr_array
 from tests.support import Planted, planted
 
-from palate.rewards.calibration import fit_prior
 from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge, varimax
-from palate.rewards.posterior import Floats, Gaussian, laplace_posterior, predict
+from palate.rewards.population import fit_prior
+from palate.rewards.posterior import (
+    Floats,
+    Gaussian,
+    Observations,
+    laplace_posterior,
+    negative_log_likelihood,
+    posterior_mode,
+    predict,
+)
 
 PENALTIES = Penalties(individual=3.0, population=5.0)
 
@@ -85,6 +94,50 @@ def test_the_fit_is_the_same_bit_for_bit():
     assert_array_equal(one, two)
 
 
+def fit_of_comparisons_alone(truth: Planted, rank: int, lapse: float) -> Floats:
+    """The fit as it stood before there were ratings in it, written out: the same numbers in the same order."""
+    c, z = truth.choices, truth.z
+    difference = z[c.chosen] - z[c.rejected]
+    count = np.bincount(c.user).astype(float)
+    covariance = difference.T @ difference / len(difference)
+    level = np.trace(covariance) / len(covariance)
+    values, vectors = np.linalg.eigh(0.9 * covariance + 0.1 * level * np.eye(len(covariance)))
+    whiten = (vectors / np.sqrt(values)) @ vectors.T
+    total = csr_array((np.ones(len(c.user)), (c.user, np.arange(len(c.user))))) @ difference
+    shared = (np.ones(len(c.user)) @ difference) / len(c.user)
+    views = (total - count[:, None] * shared) @ whiten / np.sqrt(count)[:, None]
+    directions = np.linalg.eigh(views.T @ views)[1].T[::-1][: rank - 1]
+    sign = np.where(directions[np.arange(rank - 1), np.abs(directions).argmax(axis=1)] < 0, -1.0, 1.0)
+    start = (sign[:, None] * directions) @ whiten
+    start /= np.std(difference @ start.T, axis=0)[:, None]
+    population = Gaussian(np.eye(rank)[0], np.diag(np.r_[1e-6, np.ones(rank - 1)]))
+    last: Floats | None = None
+
+    def objective(flat: Floats) -> tuple[float, Floats]:
+        nonlocal last
+        w = flat.reshape(rank, -1)
+        phi = z @ w.T
+        said = Observations.of(phi[c.chosen] - phi[c.rejected], c.user, c.n_users)
+        last = lam = posterior_mode(said, population, lapse, start=last, tolerance=1e-5)
+        loss, slope, _ = negative_log_likelihood(np.sum(said.v * lam[c.user], axis=1), np.ones(len(c.user)), lapse)
+        value = loss.sum() + 0.5 * np.sum(10.0 * w**2) + 0.5 * np.sum(lam[:, 1:] ** 2)
+        pull = slope[:, None] * lam[c.user]
+        by_answer = [np.bincount(c.chosen, p, len(z)) - np.bincount(c.rejected, p, len(z)) for p in pull.T]
+        return float(value), (np.stack(by_answer) @ z + 10.0 * w).ravel()
+
+    options = {"maxiter": 100, "ftol": 1e-6}
+    found = minimize(
+        objective, np.r_[np.zeros(z.shape[1]), start.ravel()], jac=True, method="L-BFGS-B", options=options
+    )
+    return np.asarray(found.x.reshape(rank, -1))
+
+
+@pytest.mark.parametrize("lapse", [0.0, 0.05])
+def test_ratings_in_the_fit_change_no_bit_of_a_fit_without_them(lapse):
+    truth = planted(users=15, each=30, rank=2, prompts=500)
+    assert_array_equal(fit_weights(truth.z, truth.choices, 3, lapse), fit_of_comparisons_alone(truth, 3, lapse))
+
+
 def test_the_order_of_comparisons_hardly_matters():
     truth = planted(users=10, each=30, rank=2)
     c, mixed = truth.choices, np.random.default_rng(0).permutation(300)
@@ -122,10 +175,11 @@ def test_the_gauge_changes_no_reward_and_no_belief(lapse):
     phi = truth.z @ weights.T
     root = np.random.default_rng(2).standard_normal((3, 3))
     prior = Gaussian(np.array([1.0, -0.5, 0.2]), root @ root.T + 0.2 * np.eye(3))
-    turned, mean = fix_gauge(weights, prior, truth.choices, truth.z, lapse)
-    phi_turned, unit = truth.z @ turned.T, Gaussian(mean, np.eye(3))
-    assert (mean >= 0).all()
-    assert_allclose(phi_turned @ mean, phi @ prior.mean, atol=1e-9)
+    turned, unit = fix_gauge(weights, prior, truth.choices, truth.z, lapse)
+    phi_turned = truth.z @ turned.T
+    assert (unit.mean >= 0).all()
+    assert_allclose(unit.cov, np.eye(3))
+    assert_allclose(phi_turned @ unit.mean, phi @ prior.mean, atol=1e-9)
     assert_allclose(unit.of(phi_turned)[1], prior.of(phi)[1], atol=1e-9)
     before = laplace_posterior(truth.choices.observations(phi), prior, lapse)
     after = laplace_posterior(truth.choices.observations(phi_turned), unit, lapse)

@@ -443,7 +443,7 @@ def test_a_data_sets_splits_name_the_rows_split(tmp_path, datasets):
 
 def test_a_folder_that_is_no_data_set_says_so(tmp_path):
     assert refusal(lambda: read_feedback([tmp_path])) == (
-        f"{tmp_path} is a folder but not a Hugging Face data set (FileNotFoundError); name the files in it one by one"
+        f"{tmp_path} is a folder but not a Hugging Face data set (EmptyDatasetError); name the files in it one by one"
     )
 
 

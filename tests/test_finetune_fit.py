@@ -11,21 +11,32 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from tests.cli_support import palate, write
-from tests.finetune_support import CASES, every_way, settings_of, task, tiny_encoders, tiny_folders, tower, word_people
+from tests.finetune_support import (
+    CASES,
+    every_way,
+    light_settings,
+    settings_of,
+    task,
+    tiny_encoders,
+    tiny_folders,
+    tower,
+    word_people,
+)
 from tests.support import PlantedEncoder, people
 
 from palate.data import load_answers
 from palate.encoders import Encoder
 from palate.errors import InputError, MissingExtraError, ModelError
-from palate.feedback import Comparison, Feedback
+from palate.feedback import Comparison, Feedback, Rating
 from palate.rewards import RewardModel, fit, styles
 from palate.rewards.calibration import splits
-from palate.rewards.factorization import Choices, Penalties
+from palate.rewards.factorization import Choices
 from palate.rewards.finetuning import METHODS, Finetune
 from palate.rewards.finetuning.towers import Tower
 from palate.rewards.finetuning.training import Task, train
 from palate.rewards.finetuning.tuning import tune
 from palate.rewards.indexing import Indexed
+from palate.rewards.ratings import RatingScale
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +136,7 @@ def test_those_who_calibrate_were_never_learned_from(
 
     monkeypatch.setattr(tuning, "train", spy)
     indexed = Indexed.of(word_people())
-    tune(encoders["sentence"], indexed, 3, Penalties(), settings_of("head", folds=2, max_epochs=1), seed=0)
+    tune(encoders["sentence"], indexed, light_settings(), settings_of("head", folds=2, max_epochs=1), seed=0)
     held_out = [unseen for _, unseen in splits(indexed.choices, np.random.default_rng(0))][:2]
     for choices, unseen in zip(learned, held_out, strict=False):
         left_out = indexed.choices.where(unseen)
@@ -237,7 +248,42 @@ def test_an_encoder_without_a_model_is_refused() -> None:
 
 
 def test_no_comparisons_are_refused(encoders: dict[str, Encoder]) -> None:
-    assert refused(encoders["sentence"], [], Finetune("head")).startswith("There are 0 comparisons to fit on")
+    assert refused(encoders["sentence"], [], Finetune("head")).startswith(
+        "There are 0 comparisons and 0 ratings to fit on"
+    )
+
+
+def test_ratings_alone_tune_nothing(encoders: dict[str, Encoder]) -> None:
+    ratings = [
+        Rating(user_id=row.user_id, prompt=row.prompt, completion=text, score=score, kind=row.kind)
+        for row in word_people()
+        for text, score in ((row.chosen, 0.9), (row.rejected, 0.2))
+    ]
+    with pytest.raises(InputError) as caught:
+        fit(Feedback(ratings=ratings), encoders["sentence"], rank=2, finetune=Finetune("head"))
+    assert str(caught.value) == (
+        "There are 0 comparisons to tune by, ratings alone do not do; give some, or finetune 'none'"
+    )
+
+
+def test_ratings_beside_comparisons_calibrate(encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    from palate.rewards.finetuning import tuning
+
+    def forced(*arguments: Any) -> Any:
+        progress, state = train(*arguments)
+        return replace(progress, best=1), state
+
+    monkeypatch.setattr(tuning, "train", forced)
+    rows = word_people()
+    ratings = [
+        Rating(user_id=row.user_id, prompt=row.prompt, completion=text, score=score, kind=row.kind)
+        for row in rows
+        for text, score in ((row.chosen, 0.8), (row.rejected, 0.3))
+    ]
+    settings = settings_of("head", folds=1, max_epochs=1)
+    model = fit(Feedback(comparisons=rows, ratings=ratings), encoders["sentence"], rank=2, finetune=settings)
+    assert model.finetune == "head"
+    assert model.ratings != RatingScale()
 
 
 def test_people_of_one_kind_are_too_few(encoders: dict[str, Encoder]) -> None:

@@ -9,7 +9,7 @@ from palate.bench.people import Person, parse_kind
 from palate.data import load_answers
 from palate.errors import InputError
 from palate.feedback import Comparison, Feedback
-from palate.rewards import Gaussian, RewardModel, fit
+from palate.rewards import Belief, RewardModel, fit
 from palate.rewards.evaluation import auc_by_user
 
 
@@ -20,7 +20,7 @@ def test_new_people_on_new_prompts_are_known_after_their_answers():
     prompt = np.array([a.prompt_id for a in answers])
     pairs = [(i, j) for i in range(len(answers)) for j in range(i) if prompt[i] == prompt[j]]
 
-    def auc(kind: str, belief: Gaussian) -> float:
+    def auc(kind: str, belief: Belief) -> float:
         truth = Person(parse_kind(kind)).reward(answers)
         better = np.array([(i, j) if truth[i] > truth[j] else (j, i) for i, j in pairs if truth[i] != truth[j]])
         difference = (phi[better[:, 0]] - phi[better[:, 1]]) @ belief.mean
@@ -118,17 +118,17 @@ def test_a_rank_out_of_range_is_refused(rank):
     [
         (
             [],
-            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
-            "ratings alone do not do",
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score",
         ),
         (
             [comparison(split="test")],
-            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
-            "ratings alone do not do",
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score",
         ),
         (
             [comparison("ann"), comparison("ann", prompt="Bye")],
-            "All comparisons are of one user, 'ann'; base rewards need at least 2 people to differ",
+            "All rows are of one user, 'ann'; base rewards need at least 2 people to differ",
         ),
         (
             [comparison("ann", strength=0.5), comparison("bob", strength=0.5)],

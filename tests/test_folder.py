@@ -104,7 +104,7 @@ def test_the_model_card_holds_the_figures(saved):
     card = (saved / "README.md").read_text("utf-8")
     figures = fitted().figures
     assert f"# Palate reward model {fitted().fingerprint}\n" in card
-    assert "fitted on 960 comparisons of\n24 people between 280 answers to 20 prompts." in card
+    assert "fitted on 960 comparisons\nof 24 people between 280 answers to 20 prompts." in card
     assert f"| 10 | {figures['held_out_auc.10']:.3f} | {figures['held_out_log_loss.10']:.3f} |" in card
     assert "Encoder: planted, revision r1." in card
 
@@ -322,9 +322,9 @@ def test_a_config_of_another_model_is_refused(saved, columns):
 
 
 def test_a_newer_format_is_refused(saved):
-    change_config(saved, format=3)
+    change_config(saved, format=4)
     assert refused(saved) == (
-        f"The reward model at {str(saved)!r} has format 3, this version of Palate reads up to 2; update Palate"
+        f"The reward model at {str(saved)!r} has format 4, this version of Palate reads up to 3; update Palate"
     )
 
 

@@ -11,6 +11,7 @@ from scipy.linalg import subspace_angles
 from scipy.sparse import csr_array
 from tests.support import Planted, planted
 
+from palate.rewards import initialization
 from palate.rewards.initialization import _soft_impute, raters_per_pair, svd_start
 from palate.rewards.posterior import Floats
 
@@ -114,10 +115,28 @@ def test_ties_have_no_vote():
     tie = strength == 0.5
     turned_left, turned_right = np.where(tie, right, left), np.where(tie, left, right)
 
-    def apart(weights: Floats | None) -> float:
-        one = svd_start(z, left, right, user, 12, 3, weights)
-        two = svd_start(z, turned_left, turned_right, user, 12, 3, weights)
+    def apart(vote: Floats | None) -> float:
+        one = svd_start(z, left, right, user, 12, 3, vote)
+        two = svd_start(z, turned_left, turned_right, user, 12, 3, vote)
         return float(subspace_angles(one.T, two.T).max())
 
-    assert apart(strength) < 1e-6
+    assert apart(2 * strength - 1) < 1e-6
     assert apart(None) > 0.1
+
+
+@SHARING
+def test_some_rows_at_a_time_give_the_same_start(how, monkeypatch):
+    truth = planted(users=20, each=30, rank=2, **how)
+    at_once = start(truth, 3)
+    monkeypatch.setattr(initialization, "_CHUNK", 64)
+    assert_allclose(start(truth, 3), at_once, rtol=1e-6, atol=1e-9)
+
+
+def test_people_who_dislike_say_the_opposite():
+    """A vote of −1 is a vote of 1 for the other side."""
+    truth = planted(users=40, each=40, rank=2, prompts=2_000)
+    c, flip = truth.choices, np.random.default_rng(0).random(1_600) < 0.5
+    left, right = np.where(flip, c.rejected, c.chosen), np.where(flip, c.chosen, c.rejected)
+    one = svd_start(truth.z, c.chosen, c.rejected, c.user, 40, 2)
+    two = svd_start(truth.z, left, right, c.user, 40, 2, np.where(flip, -1.0, 1.0))
+    assert float(subspace_angles(one.T, two.T).max()) < 1e-6

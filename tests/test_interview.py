@@ -7,7 +7,7 @@ import pytest
 from tests.support import PlantedEncoder, people
 
 from palate.feedback import Comparison, Feedback, Rating, Record, Reply
-from palate.rewards import Gaussian, RewardModel, fit
+from palate.rewards import Belief, Gaussian, RewardModel, fit
 from palate.store import Store, User
 from palate.store.interview import posterior_of
 
@@ -45,11 +45,11 @@ def said(number: int) -> Comparison:
     return ROWS[number].model_copy(update={"user_id": "ann"})
 
 
-def same(one: Gaussian, other: Gaussian) -> bool:
+def same(one: Belief, other: Belief) -> bool:
     return bool(np.array_equal(one.mean, other.mean) and np.array_equal(one.cov, other.cov))
 
 
-def of_evidence(store: Store, model: RewardModel, user: User) -> Gaussian:
+def of_evidence(store: Store, model: RewardModel, user: User) -> Belief:
     return model.posterior([evidence.record for evidence in store.evidence(user)])
 
 

@@ -1,28 +1,28 @@
-"""How well new people are known after t answers, on the bundled Facets, against one reward for all and a model each.
+"""How well new people are known after t answers, on the bundled Facets, and how well the peers know them.
 
 Base rewards are fitted on the bundled people. Who is asked is of kinds, and about prompts, that none of them knows.
-All methods see the same features and rows; intervals are 95 % bootstrap intervals over kinds of people.
+All methods see the same features and rows, and all that are asked at random the same questions; intervals are 95 %
+bootstrap intervals over kinds of people.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from palate.bench.against import RANDOM_DRAWS, model_per_person, one_reward_for_all
-from palate.bench.intervals import cluster_interval
-from palate.bench.interview import interview
+from palate.bench.ablations import ablations
+from palate.bench.compared import Compared
+from palate.bench.facets_page import page, picture
 from palate.bench.latency import cold_fit, seconds_per_answer, timed_fit
-from palate.bench.people import Person, parse_kind
-from palate.bench.report import Line, Picture, Result, markdown
-from palate.bench.unseen import new_people, recorded_people, unseen_answers, unseen_people
+from palate.bench.peers import RANDOM_DRAWS, Curve, Observer, compare, ours_at_random, random_questions
+from palate.bench.picks import Shelf
+from palate.bench.report import Result
+from palate.bench.unseen import Questions, Unseen, recorded_people, unseen_answers, unseen_people
 from palate.data import load_people
-from palate.encoders import load_encoder
-from palate.feedback import Comparison
+from palate.encoders import Encoder, SentenceEncoder, load_encoder
+from palate.feedback import Comparison, as_text
 from palate.rewards import DEFAULT_STRATEGY, STRATEGIES, RewardModel
-from palate.rewards.evaluation import NewPeople, learning_curve
+from palate.rewards.evaluation import learning_curve
 from palate.rewards.features import Coordinates
 from palate.rewards.fitting import Stage
 from palate.rewards.indexing import Indexed
@@ -31,16 +31,18 @@ from palate.rewards.posterior import Floats, Ints
 
 _ANSWERS, _QUICK_ANSWERS = (0, 1, 2, 5, 10, 20, 40), (0, 5, 10)
 _QUICK_STRATEGIES = tuple(dict.fromkeys((DEFAULT_STRATEGY, "bald", "random")))
-_PICKS_AFTER = 10
-_DRAWN = ("random", "thompson")  # strategies of chance, averaged over RANDOM_DRAWS draws of the questions
+_PICKS_AFTER = (0, 5, 10, 20)
+_HITS_AFTER = (0, 10)
+_DRAWN = "thompson"  # the other strategy of chance, averaged over as many draws of the questions as `random`
 
 
 def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | None = None) -> Result:
     """Fit on the bundled people, ask new ones, and measure.
 
     Args:
-        quick: fewer people, strategies and numbers of answers, and no fit with an empty cache.
-        seed: of the simulated people, the fit, and everything drawn at random.
+        quick: fewer people, strategies and numbers of answers, peers as they come, no ablations, and no fit with an
+            empty cache.
+        seed: of the simulated people, the fits, and everything drawn at random.
         data: a feedback file, or a folder with `new_users.jsonl`, whose `adapt` and `test` rows are used instead of
             simulated people.
         progress: told of each stage.
@@ -59,49 +61,95 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     new, train = Indexed.of(rows), Indexed.of(load_people())
     told("Reading texts", 0, 1)
     encoder = load_encoder()
-    raw, raw_new = train.encode(encoder), new.encode(encoder)
+    table = _Table(new, train, encoder)
     told("Learning base rewards", 0, 1)
     model, seconds = timed_fit(load_encoder, seed=seed)
-    compared = _Compared(new.choices.group, seed)
-    people = _people(new, base_rewards(raw_new, model.offset, model.weights))
-    figures = _size(new) | _curves(people, model, strategies, answers, compared, told)
-    told("Fitting baselines", 0, 1)
-    coordinates = Coordinates.fit(raw, encoder.blocks)
-    z, in_z = coordinates(raw), _people(new, coordinates(raw_new))
-    figures |= _baselines(z, train, in_z, model.lapse, answers, compared)
-    figures |= _differences(compared, strategies, answers)
-    if data is None:
-        told("Picking answers", 0, 1)
-        figures |= _pick_rates(model, rows, people)
+    people = Unseen.of(new.choices, new.split == "adapt", new.split == "test")
+    questions = random_questions(people, answers, seed)
+    compared = Compared(new.choices.group, seed)
+    picks = _Picks(rows, table.shelf) if data is None else None
+    observe = picks.note if picks else None
+    figures = _size(new)
+    for number, name in enumerate(strategies):
+        told("Asking new people", number, len(strategies))
+        figures |= _ours(name, (model, table.phi(model)), people, questions, answers, compared, observe)
+    # The default's calibration by its short name as well.
+    figures |= {f"ece.{t}": figures[f"ece.{DEFAULT_STRATEGY}.{t}"] for t in answers}
+    curves = compare(
+        (table.z, train.choices),
+        (table.z_new, people),
+        answers,
+        questions,
+        seed=seed,
+        tuned=not quick,
+        progress=told,
+        observe=observe,
+    )
+    figures |= _peers(curves, compared) | _differences(compared, strategies, curves, answers)
+    if picks:
+        figures |= picks.figures(compared)
     told("Timing", 0, 1)
     figures |= {"fit_seconds.warm": seconds} | seconds_per_answer(model, seed=seed)
     if not quick:
+        assert isinstance(encoder, SentenceEncoder)  # the default is one
+        last_layer = load_encoder(layers=(encoder.depth,))
+        figures |= ablations(train, new, encoder, last_layer, seed=seed, progress=told)
         told("Fitting with an empty cache", 0, 1)
         figures |= cold_fit(seed=seed)
-    return Result("facets", figures, _table(figures, strategies, answers), _picture(answers))
+    return Result("facets", figures, page(figures, strategies, answers, curves), picture(answers))
 
 
-class _Compared:
-    """AUC per person of each method, by name, and intervals over kinds with the same draws for all."""
+class _Table:
+    """Features of the answers: what people compared, and after them what else can be picked.
 
-    def __init__(self, kind: Ints, seed: int) -> None:
-        self.kind, self.seed = kind, seed
-        self.auc: dict[str, Floats] = {}
+    `z` (n, K) of the training answers, `raw_new` and `z_new` of the new ones; `shelf` (560,) rows of `z_new` where the
+    answers to unseen prompts stand.
+    """
 
-    def figures(self, name: str, values: Floats) -> dict[str, float]:
-        low, high = cluster_interval(values, self.kind, seed=self.seed)
-        return {name: float(np.nanmean(values)), f"{name}.low": low, f"{name}.high": high}
+    def __init__(self, new: Indexed, train: Indexed, encoder: Encoder) -> None:
+        compared = zip(map(as_text, new.prompts), map(as_text, new.completions), strict=True)
+        row = {text: i for i, text in enumerate(compared)}
+        texts = [(answer.prompt, answer.text) for answer in unseen_answers()]
+        self.shelf = np.array([row.setdefault(text, len(row)) for text in texts])
+        raw = train.encode(encoder)
+        self.raw_new = encoder.encode(*zip(*row, strict=True))
+        coordinates = Coordinates.fit(raw, encoder.blocks)
+        self.z, self.z_new = coordinates(raw), coordinates(self.raw_new)
 
-    def add(self, method: str, auc: Floats) -> dict[str, float]:
-        self.auc[method] = auc
-        return self.figures(f"auc.{method}", auc)
-
-    def difference(self, name: str, one: str, other: str) -> dict[str, float]:
-        return self.figures(f"auc.{name}", self.auc[one] - self.auc[other])
+    def phi(self, model: RewardModel) -> Floats:
+        """Base rewards of the new answers, (n', J)."""
+        return base_rewards(self.raw_new, model.offset, model.weights)
 
 
-def _people(new: Indexed, z: Floats) -> NewPeople:
-    return new_people(z, new.choices, new.split == "adapt", new.split == "test")
+class _Picks:
+    """True utility of what every method picks for everybody, by method and number of answers, once a draw."""
+
+    def __init__(self, people: Sequence[Comparison], columns: Ints) -> None:
+        answers = unseen_answers()
+        self.shelf, self.unspoilt = Shelf.of(answers, people), Shelf.of(answers, people, spoilt=False)
+        self.columns = columns
+        self.liked: dict[tuple[str, int], list[Floats]] = {}
+        self.hits: dict[int, Floats] = {}
+
+    def note(self, method: str, answers: int, rewards: Floats) -> None:
+        """Told of (U, n) rewards of the whole table."""
+        if answers in _PICKS_AFTER:
+            self.liked.setdefault((method, answers), []).append(self.shelf.picked(rewards[:, self.columns]))
+        if answers in _HITS_AFTER and method == DEFAULT_STRATEGY:
+            best = self.unspoilt.picked(rewards[:, self.columns]) == self.unspoilt.best
+            self.hits[answers] = self.unspoilt.mean(best)
+
+    def figures(self, compared: Compared) -> dict[str, float]:
+        """Shares of the possible gain, and wins over the population's pick; the default strategy's by short name."""
+        popular = self.liked["bradley_terry", 0][0]
+        figures = {f"pick_rate.{t}": float(np.mean(hits)) for t, hits in self.hits.items()}
+        for (method, t), draws in self.liked.items():
+            end = f"{t}" if method == DEFAULT_STRATEGY else f"{method}.{t}"
+            share, most = self.shelf.gain_share(np.mean(draws, axis=0), popular)
+            wins = np.mean([self.shelf.wins(picked, popular) for picked in draws], axis=0)
+            figures |= compared.figures(f"gain_share.{end}", share, most)
+            figures |= compared.figures(f"win_rate.{end}", wins)
+        return figures
 
 
 def _size(new: Indexed) -> dict[str, float]:
@@ -112,154 +160,64 @@ def _size(new: Indexed) -> dict[str, float]:
     }
 
 
-def _curves(
-    people: NewPeople,
-    model: RewardModel,
-    strategies: Sequence[str],
+def _ours(
+    name: str,
+    fitted: tuple[RewardModel, Floats],
+    people: Unseen,
+    questions: Sequence[Questions],
     answers: Sequence[int],
-    compared: _Compared,
-    told: Stage,
+    compared: Compared,
+    observe: Observer | None,
 ) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for number, name in enumerate(strategies):
-        told("Asking new people", number, len(strategies))
+    """Ask everybody by one strategy: figures over test rows; `observe` is told what each answer is worth to whom."""
+    model, phi = fitted
+    if name == "random":
+        measured = ours_at_random(phi, people, model.prior, model.lapse, answers, questions)
+    else:
+        asked = people.people(phi)
         curves = [
-            learning_curve(people, model.prior, model.lapse, answers, name, seed=compared.seed + 1_000 * draw)
-            for draw in range(RANDOM_DRAWS if name in _DRAWN else 1)
+            learning_curve(asked, model.prior, model.lapse, answers, name, seed=compared.seed + 1_000 * draw)
+            for draw in range(RANDOM_DRAWS if name == _DRAWN else 1)
         ]
-        for t in answers:
-            measured = [curve[t] for curve in curves]
-            figures |= compared.add(f"{name}.{t}", np.mean([m.auc for m in measured], axis=0))
-            figures[f"accuracy.{name}.{t}"] = float(np.mean([m.accuracy for m in measured]))
-            figures[f"log_loss.{name}.{t}"] = float(np.mean([m.log_loss for m in measured]))
-            figures[f"ece.{name}.{t}"] = float(np.mean([m.ece for m in measured]))
-    # The default's calibration by its short name as well.
-    return figures | {f"ece.{t}": figures[f"ece.{DEFAULT_STRATEGY}.{t}"] for t in answers}
-
-
-def _baselines(
-    z: Floats, train: Indexed, people: NewPeople, lapse: float, answers: Sequence[int], compared: _Compared
-) -> dict[str, float]:
-    one, penalty = one_reward_for_all(z, train.choices, people, lapse, compared.seed)
-    each, precision = model_per_person(z, train.choices, people, lapse, answers, compared.seed)
-    figures = compared.add("bradley_terry", one.auc) | {
-        "accuracy.bradley_terry": one.accuracy,
-        "log_loss.bradley_terry": one.log_loss,
-        "ece.bradley_terry": one.ece,
-        "bradley_terry.penalty": penalty,
-        "per_user.precision": precision,
-    }
-    for t, auc in each.items():
-        figures |= compared.add(f"per_user.{t}", auc)
+        measured = {t: [curve[t] for curve in curves] for t in answers}
+    figures: dict[str, float] = {}
+    for t, draws in measured.items():
+        figures |= compared.add(f"{name}.{t}", np.mean([draw.auc for draw in draws], axis=0))
+        for key in ("accuracy", "log_loss", "ece"):
+            figures[f"{key}.{name}.{t}"] = float(np.mean([getattr(draw, key) for draw in draws]))
+        for draw in draws:
+            if observe and draw.belief is not None:
+                observe(name, t, draw.belief.mean @ phi.T)
     return figures
 
 
-def _differences(compared: _Compared, strategies: Sequence[str], answers: Sequence[int]) -> dict[str, float]:
-    """Paired by person: each strategy and the best one against random and against the baselines."""
+def _peers(curves: Mapping[str, Curve], compared: Compared) -> dict[str, float]:
+    """Figures of every peer, its chosen hyperparameters among them."""
+    figures: dict[str, float] = {}
+    for name, curve in curves.items():
+        for t, auc in curve.auc.items():
+            figures |= compared.add(f"{name}.{t}", auc) | {f"accuracy.{name}.{t}": curve.accuracy[t]}
+        if name == curve.setting.name:
+            figures |= {f"setting.{name}.{key}": float(value) for key, value in vars(curve.setting).items()}
+            if curve.held_out is not None:
+                figures[f"held_out_auc.{name}"] = curve.held_out
+    # No answer changes it.
+    return figures | compared.add("bradley_terry", compared.auc["bradley_terry.0"])
+
+
+def _differences(
+    compared: Compared, strategies: Sequence[str], peers: Iterable[str], answers: Sequence[int]
+) -> dict[str, float]:
+    """Paired by person: strategies against random, and the default and random against every peer."""
     figures: dict[str, float] = {}
     others = [name for name in strategies if name != "random"]
     for t in answers:
-        for name in others:
-            figures |= compared.difference(f"{name}_minus_bradley_terry.{t}", f"{name}.{t}", "bradley_terry")
-            if t > 0:  # before, nothing was asked
+        for peer in peers:
+            for ours in (DEFAULT_STRATEGY, "random"):
+                figures |= compared.difference(f"{ours}_minus_{peer}.{t}", f"{ours}.{t}", f"{peer}.{t}")
+        if t > 0:  # before, nothing was asked
+            for name in others:
                 figures |= compared.difference(f"{name}_minus_random.{t}", f"{name}.{t}", f"random.{t}")
-            if f"per_user.{t}" in compared.auc:
-                figures |= compared.difference(f"{name}_minus_per_user.{t}", f"{name}.{t}", f"per_user.{t}")
-        if t > 0:
             best = max(others, key=lambda name: float(np.nanmean(compared.auc[f"{name}.{t}"])))
             figures |= compared.difference(f"best_minus_random.{t}", f"{best}.{t}", f"random.{t}")
     return figures
-
-
-def _pick_rates(model: RewardModel, rows: Sequence[Comparison], people: NewPeople) -> dict[str, float]:
-    """How often the first in rank of a prompt's unspoilt answers is one that the person likes best.
-
-    Prompts are those of the person's test rows: what they were asked about is left out.
-    """
-    answers = [answer for answer in unseen_answers() if answer.spoilt is None]
-    phi = model.phi([a.prompt for a in answers], [a.text for a in answers])
-    of_prompt: dict[str, list[int]] = {}
-    for i, answer in enumerate(answers):
-        of_prompt.setdefault(answer.prompt, []).append(i)
-    tested: dict[str, set[str]] = {}
-    kind_of: dict[str, str] = {}
-    for row in rows:
-        kind_of[row.user_id] = row.kind or ""
-        if row.split == "test":
-            tested.setdefault(row.user_id, set()).add(str(row.prompt))
-    hits: dict[int, list[bool]] = {0: [], _PICKS_AFTER: []}
-    for number, (user, kind) in enumerate(kind_of.items()):
-        liking = Person(parse_kind(kind)).reward(answers)
-        for t, mean in _means(model, people, number).items():
-            reward = phi @ mean
-            for prompt in tested[user]:
-                these = np.array(of_prompt[prompt])
-                first = these[np.argmax(reward[these])]
-                hits[t].append(bool(liking[first] == liking[these].max()))
-    return {f"pick_rate.{t}": float(np.mean(hit)) for t, hit in hits.items()}
-
-
-def _means(model: RewardModel, people: NewPeople, user: int) -> dict[int, Floats]:
-    """Posterior mean of a person's weights before any answer, and after some."""
-    own: NDArray[np.bool_] = people.asked.user == user
-    asked = interview(model.prior, model.lapse, people.asked.v[own], people.prompt[own], people.asked.label[own])
-    beliefs = [belief for belief, _ in islice(asked, _PICKS_AFTER + 1)]
-    return {0: beliefs[0].mean, _PICKS_AFTER: beliefs[-1].mean}
-
-
-def _table(figures: Mapping[str, float], strategies: Sequence[str], answers: Sequence[int]) -> str:
-    def cells(key: str) -> list[str]:
-        return [_interval(figures, name) if (name := f"{key}.{t}") in figures else "" for t in answers]
-
-    header = ["", *map(str, answers)]
-    auc = [[f"asked by `{name}`", *cells(f"auc.{name}")] for name in strategies]
-    auc.append(["a model per person", *cells("auc.per_user")])
-    auc.append(["one reward for all", *[_interval(figures, "auc.bradley_terry")] * len(answers)])
-    gain = [
-        [f"`{name}` less `random`", *cells(f"auc.{name}_minus_random")[1:]] for name in strategies if name != "random"
-    ]
-    more = [[name, *cells(f"{key}.{DEFAULT_STRATEGY}")] for key, name in _CALIBRATION.items()]
-    single = [[text, f"{figures[key]:.3g}"] for key, text in _SINGLE.items() if key in figures]
-    return (
-        f"# Facets\n\n{figures['people']:.0f} people of {figures['kinds']:.0f} kinds, unknown to the fit like the "
-        "prompts that they are asked about; in brackets 95 % intervals over kinds. What is asked at random "
-        f"(`random`, `thompson`, a model per person) is averaged over {RANDOM_DRAWS} draws of the questions.\n\n"
-        f"AUC on what they were not asked, after so many answers:\n\n{markdown(header, auc)}\n"
-        f"What choosing the questions gains:\n\n{markdown([header[0], *header[2:]], gain)}\n"
-        f"With `{DEFAULT_STRATEGY}`, the default:\n\n{markdown(header, more)}\n{markdown(['', 'figure'], single)}"
-    )
-
-
-_CALIBRATION = {"accuracy": "accuracy", "log_loss": "log loss (nats)", "ece": "calibration error"}
-_SINGLE = {
-    "pick_rate.0": "the best of 12 answers is picked, before any answer",
-    "pick_rate.10": "the best of 12 answers is picked, after 10 answers",
-    "seconds_per_answer": "seconds from an answer to the next question, 10,000 pairs (median)",
-    "seconds_per_answer.p95": "the same, 95th percentile",
-    "fit_seconds.warm": "seconds to fit, texts read before",
-    "fit_seconds.cold": "seconds to fit, from nothing",
-    "fit_peak_memory_mb": "most memory of that fit, MB",
-}
-
-
-def _interval(figures: Mapping[str, float], name: str) -> str:
-    if f"{name}.low" not in figures:
-        return f"{figures[name]:.3f}"
-    return f"{figures[name]:.3f} ({figures[name + '.low']:.3f}–{figures[name + '.high']:.3f})"
-
-
-def _picture(answers: Sequence[int]) -> Picture:
-    # Colours of Okabe and Ito (2008), told apart by the colour-blind.
-    lines = [
-        Line(f"auc.{DEFAULT_STRATEGY}", "asked what tells most", "#d55e00"),
-        Line("auc.random", "asked at random", "#0072b2"),
-        Line("auc.per_user", "a model per person", "#007a5a"),
-        Line("auc.bradley_terry", "one reward for all", "#57534e"),
-    ]
-    return Picture(
-        title="How well a new person is known",
-        x_label="answers given",
-        y_label="AUC on unseen prompts, for people of unseen kinds; bands: 95 % over kinds",
-        x=answers,
-        lines=lines,
-    )

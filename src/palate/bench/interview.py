@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior
+from palate.rewards.posterior import Belief, Floats, Ints, Observations, laplace_posterior
 from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
 
 
 def interview(
-    prior: Gaussian, lapse: float, v: Floats, prompt: Ints, label: Floats, query_strategy: str = DEFAULT_STRATEGY
-) -> Iterator[tuple[Gaussian, int]]:
+    prior: Belief, lapse: float, v: Floats, prompt: Ints, label: Floats, query_strategy: str = DEFAULT_STRATEGY
+) -> Iterator[tuple[Belief, int]]:
     """Ask what tells the most, learn from the answer, and so on until the pool is empty.
 
     The work from one answer to the next question is done between two items.

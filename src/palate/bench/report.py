@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from palate.errors import InputError, MissingExtraError
 
@@ -225,11 +226,10 @@ def _draw_line(axes: "Axes", line: Line, x: Sequence[int], figures: Mapping[str,
 def _label(axes: "Axes", picture: Picture, ends: Sequence[float]) -> None:
     """Put each label at its line's end, no two closer than a line of text."""
     bottom, top = axes.get_ylim()
-    gap = 0.062 * (top - bottom)
     order = np.argsort(ends)
-    place = np.array(ends)[order]
-    for i in range(1, len(place)):
-        place[i] = max(place[i], place[i - 1] + gap)
+    gaps = 0.062 * (top - bottom) * np.arange(len(ends))
+    # The nearest places, by least squares, that keep the gaps.
+    place = isotonic_regression(np.array(ends)[order] - gaps).x + gaps
     for i, y in zip(order, place, strict=True):
         line = picture.lines[i]
         axes.annotate(

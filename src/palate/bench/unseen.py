@@ -1,5 +1,6 @@
-"""Who is asked in a benchmark: people of kinds, about prompts, that no bundled person knows."""
+"""Who is asked in a benchmark, and what: people of kinds, about prompts, that no bundled person knows."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from palate.bench.people import ALL_KINDS, Kind, parse_kind, simulate
 from palate.data import Answer, load_answers, load_people
 from palate.errors import InputError
 from palate.feedback import Comparison, read_feedback
-from palate.rewards.evaluation import NewPeople
+from palate.rewards.baselines import Answers
+from palate.rewards.evaluation import NewPeople, auc_by_user
 from palate.rewards.factorization import Choices
 from palate.rewards.posterior import Floats, Ints, Observations
 
@@ -75,20 +77,72 @@ def new_people(z: Floats, choices: Choices, asked: Mask, test: Mask) -> NewPeopl
         asked: (N,) which may be asked.
         test: (N,) which are to be predicted.
     """
+    return Unseen.of(choices, asked, test).people(z)
 
-    def sorted_by_user(mask: Mask) -> Ints:
-        rows = np.flatnonzero(mask)
-        return rows[np.argsort(choices.user[rows], kind="stable")]
 
-    def difference(rows: Ints) -> Floats:
-        return np.asarray(z[choices.chosen[rows]] - z[choices.rejected[rows]], np.float64)
+@dataclass(frozen=True)
+class Questions:
+    """What each person is asked, in order: (U, T) places among the rows that may be asked, and which are real."""
 
-    ask, try_on = sorted_by_user(asked), sorted_by_user(test)
-    return NewPeople(
-        asked=Observations(
-            difference(ask), choices.strength[ask], np.ones(len(ask)), choices.user[ask], choices.n_users
-        ),
-        prompt=choices.prompt[ask],
-        test=difference(try_on),
-        test_user=choices.user[try_on],
-    )
+    places: Ints
+    real: Mask
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """New people by index: what they may be asked, and what is to be predicted.
+
+    Args:
+        choices: N comparisons of U people.
+        asked: rows of `choices` that may be asked, sorted by person.
+        test: rows of `choices` to predict, sorted by person.
+    """
+
+    choices: Choices
+    asked: Ints
+    test: Ints
+
+    @classmethod
+    def of(cls, choices: Choices, asked: Mask, test: Mask) -> "Unseen":
+        """From masks over the comparisons."""
+        rows = [np.flatnonzero(mask) for mask in (asked, test)]
+        return cls(choices, *(row[np.argsort(choices.user[row], kind="stable")] for row in rows))
+
+    def people(self, z: Floats) -> NewPeople:
+        """The same in coordinates of the answers, (n, D)."""
+        choices = self.choices
+
+        def difference(rows: Ints) -> Floats:
+            return np.asarray(z[choices.chosen[rows]] - z[choices.rejected[rows]], np.float64)
+
+        user, label = choices.user[self.asked], choices.strength[self.asked]
+        return NewPeople(
+            asked=Observations(difference(self.asked), label, np.ones(len(label)), user, choices.n_users),
+            prompt=choices.prompt[self.asked],
+            test=difference(self.test),
+            test_user=choices.user[self.test],
+        )
+
+    def questions(self, most: int, rng: np.random.Generator) -> Questions:
+        """At most `most` random questions for each person; who has fewer rows is asked all of them."""
+        user = self.choices.user[self.asked]
+        count = np.bincount(user, minlength=self.choices.n_users)
+        shuffled = np.lexsort((rng.random(len(user)), user))
+        place = np.arange(min(most, int(count.max(initial=0))))
+        real = place < count[:, None]  # (U, T)
+        at = np.where(real, (np.cumsum(count) - count)[:, None] + place, 0)
+        return Questions(shuffled[at] if len(user) else at, real)
+
+    def answers(self, questions: Questions, count: int) -> Answers:
+        """What everybody says to their first `count` questions."""
+        rows, real = self.asked[questions.places[:, :count]], questions.real[:, :count]
+        choices = self.choices
+        return Answers(choices.chosen[rows], choices.rejected[rows], choices.strength[rows], real.astype(np.float64))
+
+    def measure(self, rewards: Floats) -> tuple[Floats, float]:
+        """(U,) AUC and the accuracy on the test rows, ties half, from (U, n) rewards of the answers."""
+        user = self.choices.user[self.test]
+        chosen, rejected = self.choices.chosen[self.test], self.choices.rejected[self.test]
+        ahead = rewards[user, chosen] - rewards[user, rejected]
+        accuracy = float(np.mean((ahead > 0) + 0.5 * (ahead == 0)))
+        return auc_by_user(ahead, user, self.choices.n_users), accuracy

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from palate import __version__
-from palate.cli import bench, demo, models, people
+from palate.cli import bench, collect, demo, models, people
 from palate.errors import PalateError
 
 # What typer makes of Ctrl-C.
@@ -41,6 +41,7 @@ def _options(
 
 app.command()(demo.demo)
 app.command()(models.check)
+app.command()(collect.collect)
 app.command()(models.fit)
 app.command()(models.evaluate)
 app.command()(people.onboard)

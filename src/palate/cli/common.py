@@ -25,6 +25,23 @@ UnusedSeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="Taken as by every command; nothing is drawn by chance here.")
 ]
 SkipOption = Annotated[bool, typer.Option("--skip-bad-lines", help="Count bad lines and go on, instead of stopping.")]
+
+
+def _columns(text: str | None) -> str | None:
+    if text is not None and not all(all(part.partition("=")[::2]) for part in text.split(",")):
+        raise typer.BadParameter(f"{text!r} is not OURS=THEIRS,...; write it like user_id=annotator,chosen=better")
+    return text
+
+
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OURS=THEIRS,...",
+        callback=_columns,
+        help="Columns that have other names, such as user_id=annotator,chosen=better.",
+        show_default=False,
+    ),
+]
 DatabaseOption = Annotated[
     str | None,
     typer.Option(
@@ -98,11 +115,16 @@ def progress() -> Iterator["Stage"]:
         yield told
 
 
-def read(paths: list[str], skip_bad_lines: bool) -> "Feedback":
+def renamed(columns: str | None) -> dict[str, str]:
+    """What `--columns` says: our columns to theirs."""
+    return dict(part.split("=", 1) for part in columns.split(",")) if columns else {}
+
+
+def read(paths: list[str], skip_bad_lines: bool, columns: str | None = None) -> "Feedback":
     """Read feedback files; bad lines that were skipped are counted on standard error."""
     from palate.feedback import read_feedback
 
-    feedback = read_feedback(paths, skip_bad_lines=skip_bad_lines)
+    feedback = read_feedback(paths, columns=renamed(columns), skip_bad_lines=skip_bad_lines)
     if feedback.bad_lines:
         note(f"{len(feedback.bad_lines)} bad lines left out; the first: {feedback.bad_lines[0]}")
     return feedback

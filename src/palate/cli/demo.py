@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from palate.bench.people import Kind, Person
     from palate.data import Answer
-    from palate.rewards import Gaussian, RewardModel
+    from palate.rewards import Belief, RewardModel
     from palate.rewards.posterior import Ints
     from palate.store import Choice, StoredQuery
 
@@ -112,9 +112,7 @@ def _palate() -> str:
     return "palate" if shutil.which("palate") else os.path.relpath(sys.argv[0])
 
 
-def _questions(
-    console: "Console", model: "RewardModel", person: "Person | None", output: Path, seed: int
-) -> "Gaussian":
+def _questions(console: "Console", model: "RewardModel", person: "Person | None", output: Path, seed: int) -> "Belief":
     """Ask the person at the terminal, who goes on where they stopped, or a simulated one, who is new every time."""
     from palate.store import Store
     from palate.store.interview import posterior_of, register
@@ -140,7 +138,7 @@ def _questions(
 
 
 def _results(
-    console: "Console", model: "RewardModel", belief: "Gaussian", person: "Person | None", output: Path
+    console: "Console", model: "RewardModel", belief: "Belief", person: "Person | None", output: Path
 ) -> dict[str, object]:
     """Show the taste in words and as a picture, and what it changes."""
     from palate.rewards import explain
@@ -172,7 +170,7 @@ def _answer(console: "Console", person: "Person", query: "StoredQuery", number: 
     return choice
 
 
-def _unseen(console: "Console", model: "RewardModel", belief: "Gaussian", person: "Person | None") -> dict[str, object]:
+def _unseen(console: "Console", model: "RewardModel", belief: "Belief", person: "Person | None") -> dict[str, object]:
     """Rank answers to prompts that nobody was asked about, before and after what was learned."""
     import numpy as np
 

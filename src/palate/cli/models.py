@@ -7,41 +7,91 @@ from typing import Annotated
 import typer
 
 from palate.cli.common import (
+    ColumnsOption,
     FilesArgument,
     JsonOption,
     ModelArgument,
     SeedOption,
     SkipOption,
     StrategyOption,
-    UnusedSeedOption,
     note,
     print_json,
     progress,
     read,
+    renamed,
     stdout,
 )
+from palate.errors import InputError
+
+EncoderOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Sentence encoder or causal language model, such as Qwen/Qwen2.5-0.5B: a folder, or a model's name.",
+    ),
+]
 
 
-def check(feedback: FilesArgument, seed: UnusedSeedOption = 0, as_json: JsonOption = False) -> None:
-    """The data doctor: what in feedback would mislead a fit, and what to do about it."""
-    from palate.doctor import diagnose
+def check(
+    feedback: FilesArgument,
+    columns: ColumnsOption = None,
+    learning_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learning-curve",
+            help="Also fit on parts of the data, to say how many more users and answers would help; takes a minute.",
+        ),
+    ] = False,
+    encoder: EncoderOption = "all-MiniLM-L6-v2",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """The data doctor: what in feedback would mislead a fit, and what to do about it.
+
+    Fails (exit status 1) where it finds a problem: a leak, overlapping splits, nothing to learn from.
+    """
+    from dataclasses import asdict
+
+    from palate.doctor import examine
     from palate.feedback import read_feedback
 
-    said = read_feedback(feedback, skip_bad_lines=True)
-    findings = diagnose(said)
+    said = read_feedback(feedback, columns=renamed(columns), skip_bad_lines=True)
+    report = examine(said)
+    remarks, curves = report.remarks, []
+    if learning_curve:
+        from palate.doctor.curve import learning_curves
+        from palate.encoders import load_encoder
+
+        with progress() as told:
+            curves = learning_curves(said, load_encoder(encoder), seed=seed, progress=told)
+        remarks = [*remarks, *(curve.remark for curve in curves)]
     counts = {"comparisons": len(said.comparisons), "ratings": len(said.ratings), "replies": len(said.replies)}
     if as_json:
-        rows = [{"code": f.code, "severity": f.severity, "message": f.message, "count": f.count} for f in findings]
-        print_json({**counts, "bad_lines": len(said.bad_lines), "findings": rows})
-        return
-    console = stdout()
-    console.print(", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    colours = {"problem": "red", "warning": "yellow", "note": "cyan"}
-    for finding in findings:
-        console.print(f"[{colours[finding.severity]}]{finding.severity}[/] {finding.code}: ", end="")
-        console.print(finding.message, markup=False)
-    if not findings:
-        console.print("Nothing to object to.")
+        more = {"learning_curves": [asdict(curve) for curve in curves]} if learning_curve else {}
+        findings = [asdict(finding) for finding in report.findings]
+        told_all = {"findings": findings, "figures": report.figures, "remarks": remarks, **more}
+        print_json({**counts, "bad_lines": len(said.bad_lines), **told_all})
+    else:
+        console = stdout()
+        console.print(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+        colours = {"problem": "red", "warning": "yellow", "note": "cyan"}
+        for finding in report.findings:
+            console.print(f"[{colours[finding.severity]}]{finding.severity}[/] {finding.code}: ", end="")
+            console.print(finding.message, markup=False)
+        if not report.findings:
+            console.print("Nothing to object to.")
+        for remark in remarks:
+            console.print(remark, markup=False)
+    if report.problems:
+        raise InputError(
+            f"Problems with which figures would be wrong: {', '.join(report.problems)}; mend them before a fit"
+        )
+
+
+def _rank(text: str) -> str:
+    if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= 64):
+        raise typer.BadParameter(f"{text!r} is not a rank; give a number from 1 to 64, or auto")
+    return text
 
 
 def _finetune(how: str) -> str:
@@ -55,14 +105,15 @@ def _finetune(how: str) -> str:
 def fit(
     feedback: FilesArgument,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the reward model to.")],
-    rank: Annotated[int, typer.Option(metavar="J", min=1, max=64, help="How many base rewards, 1 to 64.")] = 12,
-    encoder: Annotated[
+    rank: Annotated[
         str,
         typer.Option(
-            metavar="NAME",
-            help="Sentence encoder or causal language model, such as Qwen/Qwen2.5-0.5B: a folder, or a model's name.",
+            metavar="J",
+            callback=_rank,
+            help="How many base rewards, 1 to 64; auto finds it, and the strength of L2, on people left out (slower).",
         ),
-    ] = "all-MiniLM-L6-v2",
+    ] = "12",
+    encoder: EncoderOption = "all-MiniLM-L6-v2",
     finetune: Annotated[
         str,
         typer.Option(
@@ -76,25 +127,33 @@ def fit(
         Path | None,
         typer.Option(metavar="DIR", help="Keep checkpoints of the tuning here, and go on from them after a kill."),
     ] = None,
+    columns: ColumnsOption = None,
     skip_bad_lines: SkipOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn base rewards and the population prior from people's comparisons."""
+    """Learn base rewards and the population prior from people's comparisons and ratings."""
     from palate.encoders import load_encoder
     from palate.rewards import fit as fit_model
     from palate.rewards.finetuning import Finetune, is_main_process
-    from palate.rewards.folder import check_target
+    from palate.rewards.folder import check_target, counted
 
     started = time.perf_counter()
     check_target(output)
-    said = read(feedback, skip_bad_lines)
+    said = read(feedback, skip_bad_lines, columns)
     if said.replies:
         note(f"{len(said.replies):,} replies are left out; a fit reads comparisons and ratings")
     # A callback has checked what `finetune` may be.
     tuning = None if finetune == "none" else Finetune(finetune, checkpoints=checkpoints)  # type: ignore[arg-type]
     with progress() as told:
-        model = fit_model(said, load_encoder(encoder), rank=rank, seed=seed, finetune=tuning, progress=told)
+        model = fit_model(
+            said,
+            load_encoder(encoder),
+            rank="auto" if rank == "auto" else int(rank),
+            seed=seed,
+            finetune=tuning,
+            progress=told,
+        )
     if not is_main_process():  # of those that `accelerate launch` started
         return
     model.save(output)
@@ -114,14 +173,10 @@ def fit(
         return
     f = model.figures
     console = stdout()
-    console.print(
-        f"{model.n_rewards} base rewards from {f['comparisons']:,.0f} comparisons of {f['users']:,.0f} people, "
-        f"in {seconds:.0f} s"
-    )
+    console.print(f"{model.n_rewards} base rewards from {counted(f)} of {f['users']:,.0f} people, in {seconds:.0f} s")
     measured = [f"{f[key]:.2f} after {t} answers" for t in (0, 5, 10) if (key := f"held_out_auc.{t}") in f]
-    if said.ratings:
-        scale = model.ratings
-        console.print(f"A rating counts {scale.weight:.1f} times as much as a choice, by {len(said.ratings):,} ratings")
+    if "ratings" in f:
+        console.print(f"A rating counts {model.ratings.weight:.1f} times as much as a choice")
     if tuning and not model.finetune:
         console.print("No epoch of tuning helped people left out: the encoder stays as it was")
     if measured:
@@ -146,6 +201,7 @@ def evaluate(
     feedback: FilesArgument,
     answers: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of answers, by comma.")] = "0,5,10,20",
     query_strategy: StrategyOption = "v-optimal",
+    columns: ColumnsOption = None,
     skip_bad_lines: SkipOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -156,7 +212,7 @@ def evaluate(
 
     counts = _counts(answers)
     reward_model = RewardModel.load(model)
-    said = read(feedback, skip_bad_lines)
+    said = read(feedback, skip_bad_lines, columns)
     with progress() as told:
         result = measure(reward_model, said, counts, query_strategy, seed=seed, progress=told)
     if as_json:

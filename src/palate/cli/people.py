@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from palate.feedback import Text
-    from palate.rewards import Explanation, Gaussian, RewardModel
+    from palate.rewards import Belief, Explanation, RewardModel
     from palate.store import Choice, Store, StoredQuery, User
 
 UserOption = Annotated[str, typer.Option(metavar="U", help="Who; any name of up to 256 characters.")]
@@ -142,7 +142,7 @@ def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -
         console.print("Type a, b, t, s or q, then Enter.")
 
 
-def _belief(store: "Store", model: "RewardModel", path: Path, user: str, database: str | None) -> "Gaussian":
+def _belief(store: "Store", model: "RewardModel", path: Path, user: str, database: str | None) -> "Belief":
     from palate.store.interview import posterior_of
 
     person = store.user(user)

@@ -1,6 +1,7 @@
 """Texts to vectors: sentence encoders and causal language models, and the cache of their vectors on disk."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from palate.encoders import causal, sentence
 from palate.encoders.base import Encoder, Progress, Tunable
@@ -19,6 +20,9 @@ from palate.encoders.models import (
 from palate.encoders.sentence import SentenceEncoder
 from palate.errors import EncoderError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 __all__ = ["CausalEncoder", "Encoder", "HeadEncoder", "Progress", "SentenceEncoder", "Tunable", "load_encoder"]
 
 
@@ -28,6 +32,7 @@ def load_encoder(
     cache_dir: Path | None = None,
     cache: bool = True,
     device: str | None = None,
+    layers: tuple[int, ...] | None = None,
 ) -> Encoder:
     """Load an encoder by name: a local folder, else an installed package, else the hub.
 
@@ -41,10 +46,12 @@ def load_encoder(
         cache_dir: Where vectors are kept; by default `$PALATE_CACHE`, else the user's cache folder.
         cache: False keeps nothing on disk: for texts that must not leave a trace, such as replies.
         device: A PyTorch device such as `cpu` or `cuda:1`; by default the accelerator, where there is one.
+        layers: The layers to read, counted from 1, instead of the default ones. A reward model knows its encoder by
+            name and reads the default ones: this is for experiments.
 
     Raises:
         EncoderError: There is no such model, its files are not whole, it is not a text encoder, or the
-            device is not there.
+            device or a layer is not there.
 
     >>> load_encoder().blocks["length"]  # doctest: +SKIP
     slice(3072, 3073, None)
@@ -54,6 +61,10 @@ def load_encoder(
         return load_head(folder, load_encoder(base[0], cache_dir=cache_dir, cache=cache, device=device))
     revision = weights_revision(folder)
     config = read_config(folder)
+    if layers is not None:
+        _check_layers(layers, config)
+        # Other columns are another encoder, to the cache and to a reward model.
+        revision += f"-layers-{'-'.join(map(str, layers))}"
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, config)
     device = device or _default_device()
@@ -69,7 +80,15 @@ def load_encoder(
     kept = VectorCache((cache_dir or default_cache_dir()) / f"{revision}-{layout}.sqlite3") if cache else None
     if is_causal(config):
         return CausalEncoder(name, revision, folder, model, tokenizer, kept)
-    return SentenceEncoder(name, revision, folder, model, windows_of(tokenizer, model), kept)
+    return SentenceEncoder(name, revision, folder, model, windows_of(tokenizer, model), kept, layers)
+
+
+def _check_layers(layers: tuple[int, ...], config: "PreTrainedConfig") -> None:
+    depth = int(config.num_hidden_layers)
+    if not layers or not all(1 <= layer <= depth for layer in layers):
+        raise EncoderError(f"Layers {layers!r} cannot be read: the model has layers 1 to {depth}; give some of these")
+    if is_causal(config):
+        raise EncoderError(f"Layers {layers!r} cannot be chosen of a causal language model, whose last one is read")
 
 
 def _default_device() -> str:

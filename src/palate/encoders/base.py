@@ -53,8 +53,8 @@ class Tunable(Encoder, Protocol):
         """The model, on the device where it is to run."""
 
     @property
-    def depth(self) -> int:
-        """How many layers the features differentiate in, from the lowest."""
+    def deepest(self) -> int:
+        """The uppermost layer that the features differentiate in."""
 
     def features(self, prompts: Sequence[str], completions: Sequence[str]) -> "Tensor":
         """The same (n, D) as `encode`, straight from the model and differentiable in its weights."""

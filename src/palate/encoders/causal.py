@@ -74,8 +74,8 @@ class CausalEncoder:
     cache: VectorCache | None = field(default=None, repr=False)
 
     @property
-    def depth(self) -> int:
-        """How many layers the features differentiate in: all."""
+    def deepest(self) -> int:
+        """The uppermost layer that the features differentiate in: the last."""
         return int(self.model.config.num_hidden_layers)
 
     @property

@@ -46,6 +46,7 @@ class SentenceEncoder:
         model: The model, on the device where it is to run.
         tokenizer: Cuts a text into windows that fit the model.
         cache: Where vectors of texts are kept; None to keep none.
+        only_layers: The layers to read instead of the default ones; `revision` and `cache` are then of these alone.
     """
 
     name: str
@@ -54,18 +55,26 @@ class SentenceEncoder:
     model: "PreTrainedModel" = field(repr=False)
     tokenizer: "Tokenizer" = field(repr=False)
     cache: VectorCache | None = field(default=None, repr=False)
+    only_layers: tuple[int, ...] | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many layers the model has."""
+        return int(self.model.config.num_hidden_layers)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers read, counted from 1: at most four, evenly spread over the first two thirds."""
-        deepest = max(1, 2 * self.model.config.num_hidden_layers // 3)
+        """The layers read, counted from 1: by default at most four, evenly spread over the first two thirds."""
+        if self.only_layers:
+            return self.only_layers
+        deepest = max(1, 2 * self.depth // 3)
         count = min(4, deepest)
         return tuple(deepest * k // count for k in range(1, count + 1))
 
     @property
-    def depth(self) -> int:
-        """How many layers the features differentiate in, from the lowest."""
-        return self.layers[-1]
+    def deepest(self) -> int:
+        """The uppermost layer that the features differentiate in."""
+        return max(self.layers)
 
     @property
     def blocks(self) -> Mapping[str, slice]:
@@ -122,7 +131,7 @@ class SentenceEncoder:
     def features(self, prompts: Sequence[str], completions: Sequence[str]) -> "Tensor":
         """The same (n, D) as `encode`, straight from the model and differentiable in its weights.
 
-        The cosine passes no gradient: it alone reads the layers above `depth`, for one column of thousands.
+        The cosine passes no gradient: it alone reads the layers above `deepest`, for one column of thousands.
         """
         import torch
 

@@ -33,9 +33,10 @@ def sealed(encoder: OnModel, cache: VectorCache | None) -> OnModel:
     """A changed encoder as a revision of its own, with a cache of its own beside the one given."""
     encoder.model.requires_grad_(False)
     encoder.model.train(False)
-    revision = sha256(_weights(encoder)).hexdigest()[:16]
+    # What follows a dash in a revision says which layers are read.
+    revision = "-".join([sha256(_weights(encoder)).hexdigest()[:16], *encoder.revision.split("-")[1:]])
     if cache:
-        layout = cache.path.name.partition("-")[2]
+        layout = cache.path.name.rpartition("-")[2]
         cache = VectorCache(cache.path.with_name(f"{revision}-{layout}"))
     return replace(encoder, revision=revision, cache=cache)
 

@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 from palate.errors import FeedbackError, MissingExtraError
+from palate.feedback.hub import Row, open_dataset
 from palate.feedback.records import Comparison, Rating, Record, Reply, show
 
 _Raw = TypeVar("_Raw")
-_Rows = Iterable[Mapping[str, object]]
+_Rows = Iterable[Row]
+Columns = Mapping[str, str]
+"""Our columns, and the names under which they stand."""
 
 _JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,6 +38,8 @@ _TELLTALES: Mapping[str, type[Record]] = {
     "score": Rating,
     "reply": Reply,
 }
+
+_COLUMNS = tuple(dict.fromkeys(name for kind in (Comparison, Rating, Reply) for name in kind.model_fields))
 
 
 @dataclass(frozen=True)
@@ -57,25 +63,34 @@ class Feedback:
         return len(self.comparisons) + len(self.ratings) + len(self.replies)
 
 
-def read_feedback(paths: str | Path | Sequence[str | Path], *, skip_bad_lines: bool = False) -> Feedback:
+def read_feedback(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    columns: Mapping[str, str] | None = None,
+    skip_bad_lines: bool = False,
+) -> Feedback:
     """Read feedback files, in order, into one `Feedback`.
 
     Args:
         paths: Each one JSON Lines (`.jsonl`, `.json`, and these with `.gz`), Parquet (`.parquet`), a folder
             written by ``Dataset.save_to_disk``, or, where nothing of that name exists, the ``owner/name`` of
             a data set on the Hugging Face hub. A data set's splits `train`, `adapt` and `test` set the
-            `split` of rows that have none.
+            `split` of rows that have none. Those in `palate.feedback.loaders` are known by name.
+        columns: Where ours stand under other names, ours to theirs: ``{"user_id": "annotator"}``.
         skip_bad_lines: Collect bad lines in `Feedback.bad_lines` instead of stopping at the first.
 
     Raises:
-        FeedbackError: A file cannot be read or holds nothing, or a line is bad; names file, line and reason.
+        FeedbackError: A file cannot be read or holds nothing, or a line is bad; names file, line and reason. Or
+            `columns` names one that a record does not have.
         MissingExtraError: A Parquet file or a data set, without the package that reads it.
     """
+    if unknown := [ours for ours in columns or {} if ours not in _COLUMNS]:
+        raise FeedbackError(f"{unknown[0]!r} is no column of a record; rename to one of {', '.join(_COLUMNS)}")
     feedback = Feedback()
     for path in [paths] if isinstance(paths, str | Path) else paths:
         before = len(feedback) + len(feedback.bad_lines)
         try:
-            _read_into(feedback, path, skip_bad_lines)
+            _read_into(feedback, path, columns or {}, skip_bad_lines)
         except (OSError, EOFError, zlib.error) as error:
             raise _unreadable(path, error) from None
         if len(feedback) + len(feedback.bad_lines) == before:
@@ -113,12 +128,21 @@ def write_jsonl(records: Iterable[Record], path: str | Path) -> None:
     Raises:
         FeedbackError: The file cannot be written.
     """
+    write_lines((record.model_dump_json(exclude_defaults=True) for record in records), path)
+
+
+def write_lines(lines: Iterable[str], path: str | Path) -> None:
+    """Write lines of JSON as `write_jsonl` does: whole or not at all.
+
+    Raises:
+        FeedbackError: The file cannot be written.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with gzip.open(part, "wb") if path.suffix.lower() == ".gz" else part.open("wb") as file:
-            for record in records:
-                file.write(record.model_dump_json(exclude_defaults=True).encode() + b"\n")
+            for line in lines:
+                file.write(line.encode() + b"\n")
         part.replace(path)
     except OSError as error:
         raise FeedbackError(f"{path} cannot be written ({error.strerror}); choose another place") from None
@@ -127,16 +151,36 @@ def write_jsonl(records: Iterable[Record], path: str | Path) -> None:
             part.unlink()
 
 
-def _read_into(feedback: Feedback, path: str | Path, skip_bad_lines: bool) -> None:
+def read_rows(path: str | Path) -> Iterator[tuple[str, object]]:
+    """Raw rows of a JSON Lines or Parquet file, each with its place, such as ``a.jsonl:3``.
+
+    Raises:
+        FeedbackError: The file cannot be read, or a line is no JSON.
+    """
+    parquet = Path(path).suffix.lower() == ".parquet"
+    raw_rows: Iterator[Row | bytes] = _parquet_rows(path) if parquet else _lines(Path(path))
+    try:
+        for number, raw in enumerate(raw_rows, start=1):
+            try:
+                row = _parsed(raw) if isinstance(raw, bytes) else raw
+            except FeedbackError as error:
+                raise FeedbackError(f"{path}:{number}: {error}") from None
+            if row is not None:
+                yield f"{path}:{number}", row
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_into(feedback: Feedback, path: str | Path, columns: Columns, skip_bad_lines: bool) -> None:
     source, name = str(path), Path(path).name.lower()
     if Path(path).is_dir():
-        _read_dataset(feedback, source, skip_bad_lines)
+        _read_dataset(feedback, source, columns, skip_bad_lines)
     elif name.endswith(_JSON_LINES):
-        _collect(feedback, source, _lines(Path(path)), _parsed, skip_bad_lines)
+        _collect(feedback, source, _lines(Path(path)), lambda line: _renamed(columns, _parsed(line)), skip_bad_lines)
     elif name.endswith(".parquet"):
-        _collect(feedback, source, _parquet_rows(path), lambda row: row, skip_bad_lines)
+        _collect(feedback, source, _parquet_rows(path), partial(_renamed, columns), skip_bad_lines)
     elif not Path(path).exists() and _HUB_NAME.fullmatch(source):
-        _read_dataset(feedback, source, skip_bad_lines)
+        _read_dataset(feedback, source, columns, skip_bad_lines)
     else:
         raise FeedbackError(
             f"{path} is not feedback that Palate can read; give a {', '.join(_JSON_LINES)} or .parquet file, "
@@ -177,7 +221,7 @@ def _add(feedback: Feedback, record: Record) -> None:
 def _record(row: object) -> Record:
     if not isinstance(row, Mapping):
         raise FeedbackError(f'{show(row)} is not an object; write one {{"user_id": ..., ...}} a line')
-    present = {column: value for column, value in row.items() if value is not None}
+    present = _with_prompt({column: value for column, value in row.items() if value is not None})
     kinds = list(dict.fromkeys(kind for column, kind in _TELLTALES.items() if column in present))
     if not kinds:
         raise FeedbackError(f"the row has none of the columns {', '.join(_TELLTALES)}; name the columns as TRL does")
@@ -185,6 +229,19 @@ def _record(row: object) -> Record:
         names = " and a ".join(kind.__name__.lower() for kind in kinds)
         raise FeedbackError(f"the row is a {names} at once; give each a row of its own")
     return kinds[0].model_validate(present)
+
+
+def _with_prompt(row: dict[str, object]) -> dict[str, object]:
+    """TRL's implicit prompt made explicit: the turns with which chosen and rejected both begin."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if "prompt" in row or not isinstance(chosen, list) or not isinstance(rejected, list):
+        return row
+    # Each keeps a turn of its own, to be refused where they are equal.
+    pairs = zip(chosen[:-1], rejected[:-1], strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if shared < 1:
+        return row
+    return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -221,36 +278,34 @@ def _parquet_rows(path: str | Path) -> Iterator[Mapping[str, object]]:
         raise _unreadable(path, error) from None
 
 
-def _read_dataset(feedback: Feedback, source: str, skip_bad_lines: bool) -> None:
-    data = _load_dataset(source)
-    if not isinstance(data, Mapping):
-        _collect(feedback, source, data, lambda row: row, skip_bad_lines)
+def _read_dataset(feedback: Feedback, source: str, columns: Columns, skip_bad_lines: bool) -> None:
+    from palate.feedback.loaders import known  # which read through this module
+
+    rows = None if columns else known(source)
+    if rows:
+        _collect(feedback, source, rows(source), lambda row: row, skip_bad_lines)
         return
-    for split, rows in data.items():
-        fill = partial(_with_split, split if split in _SPLITS else None)
-        _collect(feedback, f"{source}/{split}", rows, fill, skip_bad_lines)
+    data = open_dataset(source)
+    if not isinstance(data, Mapping):
+        _collect(feedback, source, data, partial(_renamed, columns), skip_bad_lines)
+        return
+    for split, raw_rows in data.items():
+        fill = partial(_with_split, split if split in _SPLITS else None, columns)
+        _collect(feedback, f"{source}/{split}", raw_rows, fill, skip_bad_lines)
 
 
-def _load_dataset(source: str) -> _Rows | Mapping[str, _Rows]:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "datasets") from None
-    folder = Path(source).is_dir()
-    try:
-        data: _Rows | Mapping[str, _Rows] = datasets.load_from_disk(source) if folder else datasets.load_dataset(source)
-    except Exception as error:  # whatever the libraries below it raise
-        cause = type(error).__name__
-        if folder:
-            reason = f"is a folder but not a Hugging Face data set ({cause}); name the files in it one by one"
-        else:
-            reason = f"is no file here and did not come from the Hugging Face hub ({cause}); check the name"
-        raise FeedbackError(f"{source} {reason}") from None
-    return data
-
-
-def _with_split(split: str | None, row: Mapping[str, object]) -> Mapping[str, object]:
+def _with_split(split: str | None, columns: Columns, row: Row) -> Row:
+    row = _renamed(columns, row)
     return row if row.get("split") is not None else {**row, "split": split}
+
+
+def _renamed(columns: Columns, row: _Raw) -> _Raw | Row:
+    """The row with our columns filled from those named; a column of ours that is named elsewhere is not read itself."""
+    if not columns or not isinstance(row, Mapping):
+        return row
+    if missing := [name for name in columns.values() if name not in row]:
+        raise FeedbackError(f"there is no column {missing[0]!r}; the row has {show(', '.join(map(str, row)))}")
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
 def _unreadable(path: str | Path, error: BaseException) -> FeedbackError:

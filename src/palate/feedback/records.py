@@ -1,8 +1,8 @@
 """Records of what people liked, each value checked.
 
-The columns are TRL's plus `user_id`. Where we depart from TRL: `prompt` always stands in a column of its own,
-and rows that would give the choice away (completions of two forms) or that tell nothing (equal or empty ones)
-are refused.
+The columns are TRL's plus `user_id`. Where we depart from TRL: a record's `prompt` always stands apart from its
+completions, and rows that would give the choice away (completions of two forms) or that tell nothing (equal or empty
+ones) are refused.
 """
 
 import re
@@ -23,6 +23,12 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from palate.errors import FeedbackError
+
+MIXED_FORMS = (
+    "one of chosen and rejected is a string and the other a conversation, which gives the choice away; give both in "
+    "one form"
+)
+"""Why such a row is refused."""
 
 _MAX_NAME = 256
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -210,10 +216,7 @@ class Comparison(_Record):
     @model_validator(mode="after")
     def _tells_something(self) -> Self:
         if isinstance(self.chosen, str) is not isinstance(self.rejected, str):
-            raise FeedbackError(
-                "one of chosen and rejected is a string and the other a conversation, which gives the choice "
-                "away; give both in one form"
-            )
+            raise FeedbackError(MIXED_FORMS)
         if self.chosen == self.rejected:
             raise FeedbackError("chosen and rejected are the same, which tells nothing; leave the row out")
         return self

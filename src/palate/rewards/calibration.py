@@ -6,64 +6,47 @@ prompts in turn, and the scale of the prior and the lapse rate are those that pr
 People of one group never stand on both sides.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from palate.rewards.beliefs import Belief, Floats, Ints
 from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights
-from palate.rewards.posterior import Floats, Gaussian, Observations, laplace_posterior, predict
+from palate.rewards.population import fit_prior
+from palate.rewards.posterior import Observations, laplace_posterior, predict
+from palate.rewards.ratings import Mask, RatingScale
 
 LAPSE = 0.05  # before any data, and the centre of its prior
 # Numbers of answers at which left-out people are predicted, and parts of people × prompts.
 _ANSWERS = (0, 5, 10)
 _FOLDS = 4
+# So many rows of left-out people say enough: further folds would only take time, further people of a fold as well.
+_ENOUGH = 10_000
+PARTS = (1, 2, 4)
+"""Numbers of parts of the prior that are tried."""
 _PRIOR_SD = 0.5  # of log scales and of the logit of the lapse, around (1, 1, LAPSE)
-
-
-def fit_prior(observations: Observations, lapse: float, max_rounds: int = 50) -> Gaussian:
-    """Population prior N(μ, Σ) by EM over Laplace posteriors, their covariances included.
-
-    One imagined person at "the population's taste once, unit variance" is added, so that one real person, or many
-    alike, still leave a proper distribution.
-
-    Args:
-        observations: rows of U people in the space of base rewards, the population's first.
-        lapse: ε in [0, 0.5).
-        max_rounds: EM rounds at most; it stops once the mean moves by less than 1e-3.
-    """
-    dim = observations.v.shape[1]
-    first = np.eye(dim)[0]
-    prior, lam = Gaussian(first, np.eye(dim)), None
-    for _ in range(max_rounds):
-        people = laplace_posterior(observations, prior, lapse, start=lam, tolerance=1e-5)
-        lam = people.mean
-        count = len(lam) + 1
-        mean = (lam.sum(axis=0) + first) / count
-        d = np.concatenate([lam, first[None]]) - mean
-        cov = (d.T @ d + people.cov.sum(axis=0) + np.eye(dim)) / count
-        moved = np.max(np.abs(mean - prior.mean))
-        prior = Gaussian(mean, cov)
-        if moved < 1e-3:
-            break
-    return prior
+_RATING_PRIOR_SD = 1.0  # of the logs of slope, weight and generosity, around ones
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out people and prompts say of the prior.
+    """What held-out people and prompts say of the prior, and of how ratings speak.
 
     Args:
         mean_scale: factor on the prior mean.
         spread_scale: factor on the prior standard deviations.
         lapse: ε.
-        log_loss: {answers: mean nats} on held-out people and prompts with these values, questions at random.
+        log_loss: {answers: mean nats} of choices on held-out people and prompts with these values, questions at random.
         auc: {answers: mean over the same people}.
         people: how many people were held out in all; 0 where there were too few to hold any out.
+        parts: K of the prior, a mixture where it is more than one.
+        guard: log odds that a held-out person is foretold better by their own answers than by the population's taste.
+        ratings: slope, weight and generosity; ones where nothing was rated.
+        losses: (groups,) nats of all rows of each held-out group, mean over the numbers of answers.
     """
 
     mean_scale: float = 1.0
@@ -72,19 +55,39 @@ class Calibration:
     log_loss: dict[int, float] = field(default_factory=dict)
     auc: dict[int, float] = field(default_factory=dict)
     people: int = 0
+    parts: int = 1
+    guard: float = 0.0
+    ratings: RatingScale = RatingScale()
+    losses: Floats = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
-    def apply(self, prior: Gaussian) -> Gaussian:
-        """The scaled prior."""
-        return Gaussian(self.mean_scale * prior.mean, self.spread_scale**2 * prior.cov)
+    def apply(self, prior: Belief) -> Belief:
+        """The scaled prior; a mixture's parts keep their places within the whole."""
+        shift = (self.mean_scale - self.spread_scale) * prior.mean
+        return prior.affine(self.spread_scale * np.eye(len(shift)), shift)
+
+    def foretells_better_than(self, other: "Calibration") -> bool:
+        """Whether the left-out groups' losses fall by more than the standard error of their sum, paired by group."""
+        gain = other.losses - self.losses
+        return len(gain) > 1 and float(gain.sum()) > float(np.sqrt(len(gain)) * np.std(gain, ddof=1))
 
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """One fold's unseen people on unseen prompts: what they said first, and what came after, by number of answers."""
+    """One fold's unseen people on unseen prompts: what they said first, and what came after, by number of answers.
 
-    prior: Gaussian
+    Rows with ratings have a last column that is 1 in ratings; the scale of ratings is not in them yet. `priors` are by
+    number of parts.
+    """
+
+    priors: Mapping[int, Belief]
+    group: Ints
     asked: dict[int, Observations]
     after: dict[int, Observations]
+
+    @property
+    def dim(self) -> int:
+        """J."""
+        return len(self.priors[1].mean)
 
 
 def cross_fit(
@@ -93,17 +96,22 @@ def cross_fit(
     rank: int,
     penalties: Penalties = Penalties(),
     *,
+    scale: RatingScale = RatingScale(),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Scale of the prior and lapse rate, by likelihood on people and prompts that were not fitted on.
+    """Scales of the prior and of ratings, and lapse rate, by likelihood on people and prompts not fitted on.
+
+    Where nobody compared, the order of a person's ratings of one prompt stands in for choices, so that a choice is
+    foreseen in its own units as well.
 
     Args:
-        z: (n, K) coordinates of the answers; or, where an encoder was tuned without each part in turn, by the number
-            of that part in `splits`, and no other part is left out.
-        choices: all comparisons; groups of people and of prompts stay on one side of each fold.
+        z: (n, K) coordinates of the answers, and of the centres where there are ratings; or, where an encoder was
+            tuned without each part in turn, by the number of that part in `splits`, and no other part is left out.
+        choices: all comparisons and ratings; groups of people and of prompts stay on one side of each fold.
         rank: J.
         penalties: as in `fit_weights`.
+        scale: of ratings, while base rewards are learned.
         seed: of the folds.
         progress: told of each fold.
 
@@ -111,63 +119,133 @@ def cross_fit(
         The best scales; ones where fewer than two groups of people are there to split.
     """
     held_out: list[_HeldOut] = []
-    for fold in _folds(z, choices, rank, penalties, seed):
+    for fold in _folds(z, choices, rank, penalties, scale, seed):
         held_out.append(fold)
         if progress:
             progress(len(held_out), _FOLDS)
     if not held_out:
-        return Calibration()
-    rows = {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
+        return Calibration(ratings=scale)
+    best = one = _best(held_out, rated := bool(choices.rated.any()))
+    rows = _rows(held_out)
+    for parts in PARTS[1:]:
+        # At the scales of one part: only what is better there is worth scales of its own.
+        other = _measured(replace(one, parts=parts), held_out, rows)
+        best = other if other.foretells_better_than(best) else best
+    return best if best is one else _best(held_out, rated, best.parts)
 
-    def losses(calibration: Calibration) -> dict[int, float]:
-        return {
-            t: sum(float(np.sum(_loss(fold, t, calibration))) for fold in held_out) / max(rows[t], 1) for t in _ANSWERS
-        }
+
+def _rows(held_out: Sequence[_HeldOut]) -> dict[int, int]:
+    """How many rows are to be predicted after each number of answers."""
+    return {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
+
+
+def _best(held_out: Sequence[_HeldOut], rated: bool, parts: int = 1) -> Calibration:
+    """Three numbers by maximum a posteriori, six where there are ratings."""
+    rows = _rows(held_out)
+    origin = np.array([0.0, 0.0, logit(2 * LAPSE), *[0.0] * (3 * rated)])
+    deviation = np.array([_PRIOR_SD] * 3 + [_RATING_PRIOR_SD] * (3 * rated))
 
     def unpack(x: Floats) -> Calibration:
-        return Calibration(float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])))
+        scale = RatingScale(*map(float, np.exp(x[3:]))) if rated else RatingScale()
+        return Calibration(
+            float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])), parts=parts, ratings=scale
+        )
 
     def minus_log_posterior(x: Floats) -> float:
-        fit = rows[0] * float(np.mean(list(losses(unpack(x)).values())))
-        return fit + 0.5 * float(np.sum(((x - origin) / _PRIOR_SD) ** 2))
+        found = unpack(x)
+        losses = [sum(float(np.sum(_loss(fold, t, found))) for fold in held_out) / max(rows[t], 1) for t in _ANSWERS]
+        return rows[0] * float(np.mean(losses)) + 0.5 * float(np.sum(((x - origin) / deviation) ** 2))
 
-    origin = np.array([0.0, 0.0, logit(2 * LAPSE)])
+    size = len(origin)
     best = minimize(
         minus_log_posterior,
         origin,
         method="Nelder-Mead",
-        options={"xatol": 0.02, "fatol": 0.1, "initial_simplex": origin + 0.3 * np.eye(4, 3), "maxfev": 80},
+        options={
+            "xatol": 0.02,
+            "fatol": 0.1,
+            "initial_simplex": origin + 0.6 * deviation * np.eye(size + 1, size),
+            "maxfev": 100 if rated else 80,
+        },
     )
-    found = unpack(best.x)
+    return _measured(unpack(best.x), held_out, rows)
+
+
+def _measured(found: Calibration, held_out: Sequence[_HeldOut], rows: dict[int, int]) -> Calibration:
+    """With its figures: of choices the mean nats and AUC, of all rows the nats by group."""
+    nats = {t: [_loss(fold, t, found) for fold in held_out] for t in _ANSWERS}
+    chosen = {t: [_choices(fold, t) for fold in held_out] for t in _ANSWERS}
+    count = {t: sum(int(np.sum(mask)) for mask in chosen[t]) for t in _ANSWERS}
+    log_loss = {
+        t: sum(float(np.sum(loss[mask])) for loss, mask in zip(nats[t], chosen[t], strict=True)) / count[t]
+        for t in _ANSWERS
+        if count[t]
+    }
     aucs = {t: np.concatenate([_auc(fold, t, found) for fold in held_out]) for t in _ANSWERS}
+    group = np.concatenate([fold.group[fold.after[t].user] for t in _ANSWERS for fold in held_out])
+    share = np.concatenate([loss * rows[0] / max(rows[t], 1) for t in _ANSWERS for loss in nats[t]]) / len(_ANSWERS)
     return replace(
         found,
-        log_loss={t: loss for t, loss in losses(found).items() if rows[t]},
+        log_loss=log_loss,
         auc={t: float(np.nanmean(auc)) for t, auc in aucs.items() if np.isfinite(auc).any()},
         people=sum(fold.after[0].n_users for fold in held_out),
+        guard=_guard(found, held_out),
+        losses=np.asarray(np.bincount(np.unique(group, return_inverse=True)[1], share), np.float64),
     )
 
 
-def _belief(fold: _HeldOut, answers: int, calibration: Calibration) -> Gaussian:
-    return laplace_posterior(fold.asked[answers], calibration.apply(fold.prior), calibration.lapse, tolerance=1e-4)
+def _guard(found: Calibration, held_out: Sequence[_HeldOut]) -> float:
+    """Log odds that what a left-out person said first foretells the rest better than the population's taste does."""
+    t, gains = max(_ANSWERS), []
+    for fold in held_out:
+        after = fold.after[t]
+        alone = replace(fold, asked={t: fold.asked[min(_ANSWERS)]})
+        gains.append(after.sum_by_user(_loss(alone, t, found) - _loss(fold, t, found)))
+    gain = np.concatenate(gains)
+    helped, hurt = np.sum(gain > 0), np.sum(gain < 0)
+    return float(np.log((helped + 1) / (hurt + 1)))
+
+
+def _scaled(fold: _HeldOut, rows: Observations, scale: RatingScale) -> Observations:
+    """Rows with ratings on their scale; choices alone have no column for it and stay as they are."""
+    dim = fold.dim
+    if rows.v.shape[1] == dim:
+        return rows
+    v, weight = scale.rows(rows.v[:, :dim], rows.v[:, dim] > 0)
+    return replace(rows, v=v, weight=weight)
+
+
+def _choices(fold: _HeldOut, answers: int) -> Mask:
+    """Which of the rows to be predicted are choices."""
+    rows = fold.after[answers].v[:, fold.dim :]
+    return np.asarray(~rows.any(axis=1), np.bool_)
+
+
+def _belief(fold: _HeldOut, answers: int, calibration: Calibration) -> Belief:
+    said = _scaled(fold, fold.asked[answers], calibration.ratings)
+    prior = calibration.apply(fold.priors[calibration.parts])
+    if said.v.shape[1] > fold.dim:
+        prior = prior.with_column(calibration.ratings.generosity)
+    return laplace_posterior(said, prior, calibration.lapse, tolerance=1e-4)
 
 
 def _loss(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
     """Soft-label cross-entropy of each left-out row, in nats: (N,)."""
-    after = fold.after[answers]
+    after = _scaled(fold, fold.after[answers], calibration.ratings)
     belief = _belief(fold, answers, calibration)[after.user]
     p = predict(belief, after.v[:, None, :], calibration.lapse)[:, 0]
     return -after.label * np.log(p) - (1 - after.label) * np.log1p(-p)
 
 
 def _auc(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
-    after = fold.after[answers]
-    means = _belief(fold, answers, calibration).mean[after.user]
-    return auc_by_user(np.sum(after.v * means, axis=1), after.user, after.n_users)
+    after, choice = fold.after[answers], _choices(fold, answers)
+    user = after.user[choice]
+    means = _belief(fold, answers, calibration).mean[user]
+    return auc_by_user(np.sum(after.v[choice] * means, axis=1), user, after.n_users)
 
 
-def splits(choices: Choices, rng: np.random.Generator) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Parts of people and prompts to leave out in turn: (N,) comparisons to fit on, and (N,) to predict.
+def splits(choices: Choices, rng: np.random.Generator) -> Iterator[tuple[Mask, Mask]]:
+    """Parts of people and prompts to leave out in turn: (N,) rows to fit on, and (N,) to predict.
 
     Four parts at most, fewer where there are fewer groups of people, none where there is one; the two masks leave out
     what only people or only prompts have in common, and are empty where a part has nothing to fit on or to predict.
@@ -183,28 +261,45 @@ def splits(choices: Choices, rng: np.random.Generator) -> Iterator[tuple[NDArray
 
 
 def _folds(
-    z: Floats | Mapping[int, Floats], choices: Choices, rank: int, penalties: Penalties, seed: int
+    z: Floats | Mapping[int, Floats],
+    choices: Choices,
+    rank: int,
+    penalties: Penalties,
+    scale: RatingScale,
+    seed: int,
 ) -> Iterator[_HeldOut]:
     """Fit without each part of people and prompts in turn, and yield what that part said."""
     rng = np.random.default_rng(seed)
+    implied, foretold = bool(choices.rated.all()), 0
     for k, (seen, unseen) in enumerate(splits(choices, rng)):
+        if foretold >= 0.9 * _ENOUGH:
+            return
         here = z.get(k) if isinstance(z, Mapping) else z
         if here is None or not seen.any() or not unseen.any():
             continue
-        train, new = choices.where(seen), choices.where(unseen)
-        phi = here @ fit_weights(here, train, rank, LAPSE, penalties).T
-        yield _held_out(phi, new, fit_prior(train.observations(phi), LAPSE), rng)
+        train, new = choices.where(seen), choices.where(unseen).some_groups(_ENOUGH, rng)
+        foretold += len(new.user)
+        phi = here @ fit_weights(here, train, rank, LAPSE, penalties, scale=scale).T
+        said = train.some_groups(_ENOUGH, np.random.default_rng(seed)).observations(phi, scale)
+        priors = {parts: fit_prior(said, LAPSE, parts).leading(phi.shape[1]) for parts in PARTS}
+        yield _held_out(phi, new, priors, rng, implied)
 
 
-def _held_out(phi: Floats, new: Choices, prior: Gaussian, rng: np.random.Generator) -> _HeldOut:
-    """Put each person's comparisons in random order: what comes after t of them is to be predicted."""
-    order = np.lexsort((rng.permutation(len(new.user)), new.user))
-    user = new.user[order]
-    first = np.searchsorted(user, user)
-    place = np.arange(len(user)) - first
-
-    def rows(mask: np.ndarray) -> Observations:
-        chosen, rejected = new.chosen[order][mask], new.rejected[order][mask]
-        return Observations.of(phi[chosen] - phi[rejected], user[mask], new.n_users, new.strength[order][mask])
-
-    return _HeldOut(prior, {t: rows(place < t) for t in _ANSWERS}, {t: rows(place >= t) for t in _ANSWERS})
+def _held_out(
+    phi: Floats, new: Choices, priors: Mapping[int, Belief], rng: np.random.Generator, implied: bool
+) -> _HeldOut:
+    """Put each person's rows in random order: what comes after t of them is to be predicted."""
+    new = new.where(np.lexsort((rng.permutation(len(new.user)), new.user)))
+    place = np.arange(len(new.user)) - np.searchsorted(new.user, new.user)
+    v = new.rows(phi, RatingScale())[0]
+    asked = {
+        t: Observations.of(v[place < t], new.user[place < t], new.n_users, new.strength[place < t]) for t in _ANSWERS
+    }
+    user, label = new.user, new.strength
+    if implied:
+        first, better, worse = new.implied()
+        v = np.concatenate([v, np.pad(phi[better] - phi[worse], ((0, 0), (0, 1)))])
+        user, label = np.append(user, user[first]), np.append(label, np.ones(len(first)))
+        place = np.append(place, place[first])
+    after = {t: Observations.of(v[place >= t], user[place >= t], new.n_users, label[place >= t]) for t in _ANSWERS}
+    return _HeldOut(priors, new.group, asked, after)

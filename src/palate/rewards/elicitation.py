@@ -8,7 +8,7 @@ import numpy as np
 from palate.errors import InputError
 from palate.feedback import Comparison, Record, Text
 from palate.rewards.model import RewardModel
-from palate.rewards.posterior import Gaussian, Ints
+from palate.rewards.posterior import Belief, Ints
 from palate.rewards.queries import DEFAULT_STRATEGY, choose, expected_information, strategy
 
 Pair = frozenset[int]
@@ -46,7 +46,7 @@ def pairs_in(model: RewardModel, evidence: Iterable[Record]) -> list[Pair]:
 
 def next_query(
     model: RewardModel,
-    user: Gaussian,
+    user: Belief,
     *,
     asked: Iterable[Pair] = (),
     last_prompt: Text | None = None,

@@ -5,7 +5,7 @@ Answers come from a person's `adapt` rows, chosen by a query strategy among them
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TypedDict
 
@@ -14,8 +14,10 @@ import numpy as np
 from palate.errors import InputError
 from palate.feedback import Comparison, Feedback, Rating, Text, as_text
 from palate.rewards.model import RewardModel
-from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
+from palate.rewards.posterior import Belief, Floats, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
+
+_CHUNK = 65_536  # test rows predicted at once
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Figures:
         log_loss: mean nats.
         ece: expected calibration error, in [0, 1].
         seconds: spent on choosing and learning until then, for everybody's answers together.
+        belief: what is known of everybody by then.
     """
 
     auc: Floats
@@ -52,11 +55,12 @@ class Figures:
     log_loss: float
     ece: float
     seconds: float = 0.0
+    belief: Belief | None = field(default=None, repr=False)
 
 
 def learning_curve(
     people: NewPeople,
-    prior: Gaussian,
+    prior: Belief,
     lapse: float,
     answers: Sequence[int],
     query_strategy: str,
@@ -87,7 +91,7 @@ def learning_curve(
     spent = 0.0
     for count in range(max(answers) + 1):
         if count in answers:
-            curve[count] = replace(measure(people, belief), seconds=spent)
+            curve[count] = replace(measure(people, belief), seconds=spent, belief=belief)
         if count == max(answers):
             break
         if progress:
@@ -119,12 +123,13 @@ def _take(asked: Observations, rows: Ints) -> Observations:
     return Observations(asked.v[rows], asked.label[rows], asked.weight[rows], asked.user[rows], asked.n_users)
 
 
-def measure(people: NewPeople, belief: Gaussian) -> Figures:
+def measure(people: NewPeople, belief: Belief) -> Figures:
     """Figures of everybody's belief on their test rows."""
     user, v = people.test_user, people.test
-    own = belief[user]
-    logit = np.sum(v * own.mean, axis=1)
-    p = predict(own, v[:, None, :])[:, 0]
+    logit = np.sum(v * belief.mean[user], axis=1)
+    # Some rows at a time: each brings its person's covariance along.
+    parts = [slice(first, first + _CHUNK) for first in range(0, len(v), _CHUNK)]
+    p = np.concatenate([np.zeros(0), *(predict(belief[user[part]], v[part, None, :])[:, 0] for part in parts)])
     return Figures(
         auc=auc_by_user(logit, user, people.asked.n_users),
         accuracy=float(np.mean((logit > 0) + 0.5 * (logit == 0))),

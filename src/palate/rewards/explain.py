@@ -12,7 +12,7 @@ from scipy.special import ndtr
 
 from palate.feedback import Text
 from palate.rewards.model import RewardModel
-from palate.rewards.posterior import Floats, Gaussian, Ints
+from palate.rewards.posterior import Belief, Floats, Ints
 
 _RIDGE = 0.05  # share of the number of answers: styles are correlated
 # Over 28 simulated kinds of people after ten answers, 4 in 5 of the two true poles pass "likely" and 1 in 8 of the
@@ -98,7 +98,7 @@ class Explanation:
     example: Example | None
 
 
-def explain(model: RewardModel, user: Gaussian) -> Explanation:
+def explain(model: RewardModel, user: Belief) -> Explanation:
     """Tell a person's taste.
 
     Args:
@@ -125,7 +125,7 @@ def _regression(model: RewardModel) -> Floats:
     return np.asarray(np.linalg.solve(gram, shown.T @ phi), np.float64)
 
 
-def style_tastes(model: RewardModel, user: Gaussian) -> list[StyleTaste]:
+def style_tastes(model: RewardModel, user: Belief) -> list[StyleTaste]:
     """How the person takes to every named style, the most certain first."""
     if not model.style_names:
         return []
@@ -173,7 +173,7 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _axes(model: RewardModel, user: Gaussian, shown: int = 2) -> list[Axis]:
+def _axes(model: RewardModel, user: Belief, shown: int = 2) -> list[Axis]:
     phi = _within_prompts(model, model.known.phi)
     styles = _within_prompts(model, model.known.styles)
     norm = np.maximum(np.linalg.norm(styles, axis=0)[:, None] * np.linalg.norm(phi, axis=0), 1e-12)
@@ -203,7 +203,7 @@ def _answer(model: RewardModel, row: int) -> tuple[Text, Text]:
     return model.known.prompts[row], model.known.completions[row]
 
 
-def _example(model: RewardModel, user: Gaussian) -> Example | None:
+def _example(model: RewardModel, user: Belief) -> Example | None:
     """The prompt where this person's pick beats the population's with the highest probability."""
     number = model.known.prompt_numbers()
     own, shared = (best_rows(model.known.phi @ mean, number) for mean in (user.mean, model.prior.mean))

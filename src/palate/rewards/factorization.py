@@ -1,4 +1,4 @@
-"""Base rewards learned from many people's comparisons: r_u(x, y) = λ_u · W z(x, y).
+"""Base rewards learned from many people's comparisons and ratings: r_u(x, y) = λ_u · W z(x, y).
 
 Where we depart from PReF (arXiv 2503.06358, §3):
 1. The population's taste is the first base reward, with a penalty of its own, and λ_u starts at "that one once,
@@ -9,13 +9,14 @@ Where we depart from PReF (arXiv 2503.06358, §3):
    theorem the gradient in W is the partial one at the optimal weights, and L-BFGS needs some 50 evaluations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import minimize
 
 from palate.rewards.initialization import svd_start
 from palate.rewards.posterior import (
+    Belief,
     Floats,
     Gaussian,
     Ints,
@@ -23,6 +24,7 @@ from palate.rewards.posterior import (
     negative_log_likelihood,
     posterior_mode,
 )
+from palate.rewards.ratings import Mask, RatingScale
 
 # Fixing the population's weight at one: its prior variance while W is fitted.
 _PINNED = 1e-6
@@ -43,15 +45,19 @@ class Penalties:
 
 @dataclass(frozen=True)
 class Choices:
-    """Comparisons as indices into a table of answers: N comparisons of U people.
+    """Comparisons and ratings as indices into a table of answers: N rows of U people.
+
+    A rating stands as its answer against the *centre* of the prompt, a row of the table that holds the mean of the
+    prompt's answers: their difference is φ(x, y) − φ̄(x).
 
     Args:
-        chosen: (N,) row of the preferred answer.
-        rejected: (N,) row of the other one.
+        chosen: (N,) row of the preferred answer, or of the rated one.
+        rejected: (N,) row of the other one, or of the prompt's centre.
         user: (N,) person, 0 to U − 1.
-        strength: (N,) probability in [0.5, 1] that the chosen one is better.
+        strength: (N,) probability in [0.5, 1] that the chosen one is better, or the score in [0, 1].
         prompt: (N,) group of the prompt; a split keeps a group together.
         group: (U,) group of each person (their `kind`, or their own number); a split keeps a group together.
+        rated: (N,) which rows are ratings; none by default.
     """
 
     chosen: Ints
@@ -60,6 +66,11 @@ class Choices:
     strength: Floats
     prompt: Ints
     group: Ints
+    rated: Mask = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+    def __post_init__(self) -> None:
+        if not len(self.rated):
+            object.__setattr__(self, "rated", np.zeros(len(self.user), np.bool_))
 
     @property
     def n_users(self) -> int:
@@ -67,7 +78,7 @@ class Choices:
         return len(self.group)
 
     def where(self, rows: np.ndarray) -> "Choices":
-        """Those comparisons alone, people renumbered without gaps."""
+        """Those rows alone (a mask or numbers), people renumbered without gaps."""
         people, user = np.unique(self.user[rows], return_inverse=True)
         return Choices(
             self.chosen[rows],
@@ -76,11 +87,57 @@ class Choices:
             self.strength[rows],
             self.prompt[rows],
             self.group[people],
+            self.rated[rows],
         )
 
-    def observations(self, phi: Floats) -> Observations:
-        """Rows for the posterior, from (n, J) base rewards of the answers."""
-        return Observations.of(phi[self.chosen] - phi[self.rejected], self.user, self.n_users, self.strength)
+    def some_groups(self, at_most: int, rng: np.random.Generator) -> "Choices":
+        """All, or whole groups of people drawn by chance that have no more rows together; two groups at least."""
+        if len(self.user) <= at_most:
+            return self
+        groups, number = np.unique(self.group[self.user], return_inverse=True)
+        order = rng.permutation(len(groups))
+        count = np.cumsum(np.bincount(number)[order])
+        drawn = order[: max(2, int(np.searchsorted(count, at_most, side="right")))]
+        return self.where(np.isin(number, drawn))
+
+    def rows(self, phi: Floats, scale: RatingScale) -> tuple[Floats, Floats]:
+        """Rows for the posterior and their weights: (N, J), with a column for b_u where there are ratings."""
+        difference = phi[self.chosen] - phi[self.rejected]
+        return scale.rows(difference, self.rated) if self.rated.any() else (difference, np.ones(len(self.user)))
+
+    def observations(self, phi: Floats, scale: RatingScale = RatingScale()) -> Observations:
+        """Rows for the posterior sorted by person, from (n, J) base rewards of the answers and centres."""
+        v, weight = self.rows(phi, scale)
+        return Observations.of(v, self.user, self.n_users, self.strength, weight)
+
+    def prior(self, prior: Gaussian, scale: RatingScale) -> Gaussian:
+        """A prior over λ as one over the columns of `rows`."""
+        return prior.with_column(scale.generosity) if self.rated.any() else prior
+
+    def implied(self) -> tuple[Ints, Ints, Ints]:
+        """The choices that ratings in a row imply: of one person, of answers to one prompt, unequal.
+
+        Returns:
+            (M,) the first of the two rows, and the rows of the table with the better and the worse answer.
+        """
+        alike = (self.user[1:] == self.user[:-1]) & (self.prompt[1:] == self.prompt[:-1])
+        first = np.flatnonzero(alike & self.rated[1:] & self.rated[:-1] & (self.strength[1:] != self.strength[:-1]))
+        up = self.strength[first] > self.strength[first + 1]
+        one, other = self.chosen[first], self.chosen[first + 1]
+        return first, np.where(up, one, other), np.where(up, other, one)
+
+    def votes(self) -> Floats:
+        """(N,) how much each row speaks for its chosen answer, in [−1, 1]; a tie not at all.
+
+        A rating counts by how far it stands above the person's mean, so that who is generous votes for no answer.
+        """
+        vote = 2 * self.strength - 1
+        if self.rated.any():
+            rater = self.user[self.rated]
+            count = np.bincount(rater, minlength=self.n_users)
+            level = np.bincount(rater, vote[self.rated], self.n_users) / np.maximum(count, 1)
+            vote[self.rated] -= level[rater]
+        return np.asarray(vote, np.float64)
 
 
 def fit_weights(
@@ -90,45 +147,54 @@ def fit_weights(
     lapse: float,
     penalties: Penalties = Penalties(),
     max_steps: int = 100,
+    scale: RatingScale = RatingScale(),
+    random_start: int | None = None,
 ) -> Floats:
-    """Penalised maximum likelihood of W, people's weights solved exactly inside.
+    """Penalised maximum likelihood of W, people's weights and levels solved exactly inside.
 
     Args:
-        z: (n, K) coordinates of the answers.
-        choices: who preferred what.
+        z: (n, K) coordinates of the answers, and of the centres where there are ratings.
+        choices: who preferred what, and who rated what how.
         rank: J ≥ 1 base rewards, the population's included.
         lapse: ε in [0, 0.5).
         penalties: of the two kinds of rows.
         max_steps: L-BFGS iterations at most.
+        scale: how ratings speak.
+        random_start: a seed, to start at random directions instead of those of `svd_start`.
 
     Returns:
         (J, K) weights; row 0 is the population's taste. Fewer rows where fewer people or features cannot
         carry J.
     """
-    order = np.argsort(choices.user, kind="stable")
-    chosen, rejected = choices.chosen[order], choices.rejected[order]
-    user, strength = choices.user[order], choices.strength[order]
-    ones = np.ones(len(user))
+    choices = choices.where(np.argsort(choices.user, kind="stable"))
+    chosen, rejected, user, strength = choices.chosen, choices.rejected, choices.user, choices.strength
     start = np.zeros((1, z.shape[1]))
     if rank > 1 and choices.n_users > 1:
-        directions = svd_start(z, chosen, rejected, user, choices.n_users, rank - 1, strength)
+        directions = svd_start(z, chosen, rejected, user, choices.n_users, rank - 1, choices.votes())
+        if random_start is not None:
+            drawn = np.random.default_rng(random_start).standard_normal(directions.shape)
+            directions = drawn * np.linalg.norm(directions) / np.linalg.norm(drawn)
         start = np.concatenate([start, directions])
     rows = len(start)
     penalty = np.full((rows, 1), penalties.individual)
     penalty[0] = penalties.population
-    population = Gaussian(np.eye(rows)[0], np.diag(np.r_[_PINNED, np.ones(rows - 1)]))
+    taste = Gaussian(np.eye(rows)[0], np.diag(np.r_[_PINNED, np.ones(rows - 1)]))
+    population = choices.prior(taste, scale)
+    spread = np.diag(population.cov)[1:]
+    stretch = np.where(choices.rated, scale.slope, 1.0)
     weights_of_people: Floats | None = None
 
     def objective(flat: Floats) -> tuple[float, Floats]:
         nonlocal weights_of_people
         w = flat.reshape(rows, -1)
-        phi = z @ w.T
-        said = Observations(phi[chosen] - phi[rejected], strength, ones, user, choices.n_users)
+        v, weight = choices.rows(z @ w.T, scale)
+        said = Observations(v, strength, weight, user, choices.n_users)
         lam = posterior_mode(said, population, lapse, start=weights_of_people, tolerance=1e-5)
         weights_of_people = lam
-        loss, slope, _ = negative_log_likelihood(np.sum(said.v * lam[user], axis=1), strength, lapse)
-        value = loss.sum() + 0.5 * np.sum(penalty * w**2) + 0.5 * np.sum(lam[:, 1:] ** 2)
-        pull = slope[:, None] * lam[user]
+        own = lam[user]
+        loss, slope, _ = negative_log_likelihood(np.sum(v * own, axis=1), strength, lapse)
+        value = np.sum(weight * loss) + 0.5 * np.sum(penalty * w**2) + 0.5 * np.sum(lam[:, 1:] ** 2 / spread)
+        pull = (weight * slope * stretch)[:, None] * own[:, :rows]
         by_answer = np.stack(
             [np.bincount(chosen, column, len(z)) - np.bincount(rejected, column, len(z)) for column in pull.T]
         )
@@ -140,24 +206,28 @@ def fit_weights(
     return np.asarray(found.x.reshape(rows, -1), np.float64)
 
 
-def fix_gauge(weights: Floats, prior: Gaussian, choices: Choices, z: Floats, lapse: float) -> tuple[Floats, Floats]:
+def fix_gauge(
+    weights: Floats, prior: Belief, choices: Choices, z: Floats, lapse: float, scale: RatingScale = RatingScale()
+) -> tuple[Floats, Belief]:
     """The same model with prior covariance I, and axes turned so that people's tastes lie along few of them.
 
-    λ · φ is unchanged by φ → Aφ, λ → A⁻ᵀλ. Σ = I leaves a rotation free; varimax (Kaiser 1958) of the people's
-    weights picks the one in which each person is told by few axes, so that an axis can be read.
+    λ · φ is unchanged by φ → Aφ, λ → A⁻ᵀλ. Σ = I (of the whole, in a mixture) leaves a rotation free; varimax (Kaiser
+    1958) of the people's weights picks the one in which each person is told by few axes, so that an axis can be read.
 
     Returns:
-        (J, K) weights and the (J,) prior mean in the new gauge.
+        (J, K) weights and the prior in the new gauge.
     """
+    dim = len(prior.mean)
     root = np.linalg.cholesky(prior.cov)
-    weights, mean = root.T @ weights, np.linalg.solve(root, prior.mean)
-    unit = Gaussian(mean, np.eye(len(mean)))
-    people = posterior_mode(choices.observations(z @ weights.T), unit, lapse) - mean
+    weights, prior = root.T @ weights, prior.affine(np.linalg.inv(root), np.zeros(dim))
+    said = choices.observations(z @ weights.T, scale)
+    people = posterior_mode(said, choices.prior(Gaussian(prior.mean, np.eye(dim)), scale), lapse)[:, :dim] - prior.mean
     turn = varimax(people)
-    weights, mean = turn.T @ weights, turn.T @ mean
     # Signs: what the population likes points up.
-    sign = np.where(mean < 0, -1.0, 1.0)
-    return sign[:, None] * weights, sign * mean
+    turn = turn * np.where(turn.T @ prior.mean < 0, -1.0, 1.0)
+    prior = prior.affine(turn.T, np.zeros(dim))
+    # A Gaussian's covariance is the identity but for rounding.
+    return turn.T @ weights, Gaussian(prior.mean, np.eye(dim)) if isinstance(prior, Gaussian) else prior
 
 
 def varimax(loadings: Floats, max_rounds: int = 200) -> Floats:

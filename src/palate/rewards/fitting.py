@@ -1,7 +1,7 @@
-"""Fit a reward model on people's comparisons, from texts to a model that can be saved."""
+"""Fit a reward model on people's comparisons and ratings, from texts to a model that can be saved."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +9,15 @@ from threadpoolctl import threadpool_limits
 
 from palate.encoders import Encoder
 from palate.errors import InputError
-from palate.feedback import Comparison, Feedback, Text, as_text
-from palate.rewards.calibration import Calibration, cross_fit, fit_prior
+from palate.feedback import Comparison, Feedback, Rating, Text, as_text
+from palate.rewards.beliefs import Belief, Floats
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
 from palate.rewards.finetuning import Finetune, Tuned
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
-from palate.rewards.posterior import Floats, Gaussian
-from palate.rewards.ratings import fit_rating_scale
+from palate.rewards.population import fit_prior
+from palate.rewards.selection import Settings, choose_settings
 from palate.rewards.styles import StyleProbe
 
 Stage = Callable[[str, int, int], None]
@@ -31,19 +31,19 @@ def fit(
     feedback: Feedback,
     encoder: Encoder,
     *,
-    rank: int = 12,
+    rank: int | Literal["auto"] = 12,
     seed: int = 0,
     penalties: Penalties = Penalties(),
     finetune: Finetune | None = None,
     progress: Stage | None = None,
 ) -> RewardModel:
-    """Learn base rewards and the population prior from comparisons (`split` absent or ``train``).
+    """Learn base rewards and the population prior from comparisons and ratings (`split` absent or ``train``).
 
     Args:
-        feedback: what people said. Ratings say how strongly a rating speaks; base rewards are learned from
-            comparisons alone. Replies are not read.
+        feedback: what people said. Replies are not read.
         encoder: texts to features.
-        rank: J, how many base rewards, 1 to 64; fewer are made where there are fewer people.
+        rank: J, how many base rewards, 1 to 64; fewer are made where there are fewer people. With ``"auto"``, it and
+            the strength of `penalties` are chosen on people left out, which takes several times as long.
         seed: same seed and data, same model.
         penalties: L2 of the base rewards.
         finetune: how the encoder is tuned first; None leaves it frozen.
@@ -53,42 +53,51 @@ def fit(
         The reward model, its `figures` filled.
 
     Raises:
-        InputError: `rank` is out of range, there is no comparison to fit on, only one person, or only ties; or the
-            encoder cannot be tuned that way.
+        InputError: `rank` is out of range, there is nothing to fit on, only one person, or nothing is preferred; or
+            the encoder cannot be tuned that way.
         MissingExtraError: it is to be tuned and accelerate or peft is not installed.
     """
-    if not 1 <= rank <= 64:
+    if rank != "auto" and not 1 <= rank <= 64:
         raise InputError(f"Rank {rank!r} is not in 1 to 64; give the number of base rewards to learn")
-    rows = [row for row in feedback.comparisons if row.split in (None, "train")]
+    said: list[Comparison | Rating] = [*feedback.comparisons, *feedback.ratings]
+    rows = [row for row in said if row.split in (None, "train")]
     _check(rows)
     told = progress or (lambda stage, done, total: None)
     indexed = Indexed.of(rows)
     choices = indexed.choices
-    tuned = _tuned(encoder, indexed, rank, penalties, finetune, seed, told)
-    encoder = tuned.encoder
-    raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
-    coordinates = Coordinates.fit(raw, encoder.blocks)
-    z = coordinates(raw)
+    raw, coordinates, z = _read(indexed, encoder, told)
     # Thousands of small products: more threads only wait for each other, and for whatever else the machine does.
     with threadpool_limits(1, user_api="blas"):
-        calibration = tuned.calibration or cross_fit(
+        settings = choose_settings(
             z, choices, rank, penalties, seed=seed, progress=lambda done, total: told("Cross-fitting", done, total)
         )
+    tuned = Tuned(encoder, settings)
+    if finetune is not None:
+        from palate.rewards.finetuning.tuning import tune
+
+        tuned = tune(encoder, indexed, settings, finetune, seed=seed, told=told)
+    if tuned.encoder is not encoder:
+        encoder, settings = tuned.encoder, tuned.settings
+        raw, coordinates, z = _read(indexed, encoder, told)
+    with threadpool_limits(1, user_api="blas"):
         told("Learning base rewards", 0, 1)
-        weights, mean = _learn(z, choices, rank, penalties, calibration)
+        weights, prior = _learn(z, choices, settings)
         told("Learning base rewards", 1, 1)
+    calibration = settings.calibration
     offset = coordinates.offset.astype(np.float32)
-    weights32 = (weights @ coordinates.basis.T).astype(np.float32)
+    n_features = coordinates.basis.shape[1]  # with ratings there is a column more, their level
+    weights32 = (weights[:, :n_features] @ coordinates.basis.T).astype(np.float32)
     probe = StyleProbe.fit(encoder)
     kept = _kept(indexed.prompts)
-    model = RewardModel(
+    return RewardModel(
         offset=offset,
         weights=weights32,
-        prior=Gaussian(mean, np.eye(len(mean))),
+        prior=prior,
+        guard=calibration.guard,
         lapse=calibration.lapse,
         encoder_name=encoder.name,
         encoder_revision=encoder.revision,
-        finetune=finetune.method if finetune and tuned.calibration else None,
+        finetune=tuned.method,
         known=KnownAnswers(
             prompts=[indexed.prompts[i] for i in kept],
             completions=[indexed.completions[i] for i in kept],
@@ -96,53 +105,43 @@ def fit(
             styles=probe(raw[kept]),
         ),
         style_names=probe.names,
-        figures=_figures(choices, len(raw), calibration) | tuned.figures | {"seed": float(seed)},
+        ratings=calibration.ratings,
+        level=weights[:, n_features:].sum(axis=1),
+        figures=_figures(choices, len(raw), settings) | tuned.figures | {"seed": float(seed)},
         encoder=encoder,
     )
-    rated = [row for row in feedback.ratings if row.split in (None, "train")]
-    return replace(model, ratings=fit_rating_scale(model, rated, seed=seed)) if rated else model
 
 
-def _tuned(
-    encoder: Encoder,
-    indexed: Indexed,
-    rank: int,
-    penalties: Penalties,
-    finetune: Finetune | None,
-    seed: int,
-    told: Stage,
-) -> Tuned:
-    """The encoder to fit on, and what is known from tuning it."""
-    if finetune is None:
-        return Tuned(encoder)
-    from palate.rewards.finetuning.tuning import tune
-
-    return tune(encoder, indexed, rank, penalties, finetune, seed=seed, told=told)
+def _read(indexed: Indexed, encoder: Encoder, told: Stage) -> tuple[NDArray[np.float32], Coordinates, Floats]:
+    """Raw features of the answers (n, D), their standardisation, and coordinates with the centres of ratings."""
+    raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
+    coordinates = Coordinates.fit(raw, encoder.blocks)
+    return raw, coordinates, indexed.with_centres(coordinates(raw))
 
 
-def _check(rows: Sequence[Comparison]) -> None:
+def _check(rows: Sequence[Comparison | Rating]) -> None:
     if not rows:
         raise InputError(
-            "There are 0 comparisons to fit on (split absent or 'train'); give rows with chosen and rejected, "
-            "ratings alone do not do"
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score"
         )
     people = {row.user_id for row in rows}
     if len(people) < 2:
         raise InputError(
-            f"All comparisons are of one user, {rows[0].user_id!r}; base rewards need at least 2 people to differ"
+            f"All rows are of one user, {rows[0].user_id!r}; base rewards need at least 2 people to differ"
         )
-    if all(row.strength == 0.5 for row in rows):
-        raise InputError(
-            f"All {len(rows)} comparisons are ties (strength 0.5), which prefer nothing; give some decided ones"
-        )
+    scores = {row.score for row in rows if isinstance(row, Rating)}
+    if len(scores) < 2 and all(isinstance(row, Rating) or row.strength == 0.5 for row in rows):
+        what = f"ratings have the score {scores.pop()!r}" if scores else "comparisons are ties (strength 0.5)"
+        raise InputError(f"All {len(rows)} {what}, which prefer nothing; give some decided ones")
 
 
-def _learn(
-    z: Floats, choices: Choices, rank: int, penalties: Penalties, calibration: Calibration
-) -> tuple[Floats, Floats]:
-    weights = fit_weights(z, choices, rank, calibration.lapse, penalties)
-    prior = fit_prior(choices.observations(z @ weights.T), calibration.lapse)
-    return fix_gauge(weights, calibration.apply(prior), choices, z, calibration.lapse)
+def _learn(z: Floats, choices: Choices, settings: Settings) -> tuple[Floats, Belief]:
+    calibration, scale = settings.calibration, settings.scale
+    lapse = calibration.lapse
+    weights = fit_weights(z, choices, settings.rank, lapse, settings.penalties, scale=scale)
+    prior = fit_prior(choices.observations(z @ weights.T, scale), lapse, calibration.parts).leading(len(weights))
+    return fix_gauge(weights, calibration.apply(prior), choices, z, lapse, scale)
 
 
 def _kept(prompts: Sequence[Text]) -> NDArray[np.int64]:
@@ -159,17 +158,23 @@ def _kept(prompts: Sequence[Text]) -> NDArray[np.int64]:
     return np.array(kept, np.int64)
 
 
-def _figures(choices: Choices, answers: int, calibration: Calibration) -> dict[str, float]:
+def _figures(choices: Choices, answers: int, settings: Settings) -> dict[str, float]:
+    calibration = settings.calibration
     figures: dict[str, float] = {
         "users": choices.n_users,
-        "comparisons": len(choices.user),
+        "comparisons": int(np.sum(~choices.rated)),
         "prompts": len(np.unique(choices.prompt)),
         "answers": answers,
         "lapse": calibration.lapse,
         "prior_mean_scale": calibration.mean_scale,
         "prior_spread_scale": calibration.spread_scale,
+        "prior_parts": calibration.parts,
         "held_out_users": calibration.people,
     }
+    if choices.rated.any():
+        figures["ratings"] = int(np.sum(choices.rated))
+    if settings.penalties != Penalties():
+        figures["penalty"] = settings.penalties.individual
     for name, values in (("log_loss", calibration.log_loss), ("auc", calibration.auc)):
         figures |= {f"held_out_{name}.{answers}": value for answers, value in values.items()}
     return figures

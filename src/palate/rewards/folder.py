@@ -12,11 +12,13 @@ from safetensors.numpy import load_file, save_file
 
 from palate.encoders.tuned import save_encoder
 from palate.errors import InputError, ModelError
-from palate.rewards.model import KnownAnswers, RatingScale, RewardModel
-from palate.rewards.posterior import Gaussian
+from palate.rewards.beliefs import Belief, Gaussian, Mixture
+from palate.rewards.drift import Drift
+from palate.rewards.model import KnownAnswers, RewardModel
+from palate.rewards.ratings import RatingScale
 
-# A model on a tuned encoder has format 2: a Palate that reads 1 would look for its encoder elsewhere.
-FORMAT = 2
+# A model on a tuned encoder has format 3: a Palate that reads 2 would look for its encoder elsewhere.
+FORMAT = 3
 CONFIG, TENSORS, KNOWN, CARD = "config.json", "model.safetensors", "completions.jsonl", "README.md"
 ENCODER = "encoder"
 
@@ -84,8 +86,8 @@ def _write(model: RewardModel, folder: Path) -> None:
         {
             "offset": np.ascontiguousarray(model.offset),
             "weights": np.ascontiguousarray(model.weights),
-            "prior.mean": np.ascontiguousarray(model.prior.mean),
-            "prior.cov": np.ascontiguousarray(model.prior.cov),
+            **_prior_arrays(model.prior),
+            "ratings.level": np.ascontiguousarray(model.level),
             "known.phi": np.ascontiguousarray(known.phi),
             "known.styles": np.ascontiguousarray(known.styles),
         },
@@ -96,7 +98,7 @@ def _write(model: RewardModel, folder: Path) -> None:
             lines.write(json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) + "\n")
     scale = model.ratings
     config = {
-        "format": FORMAT if model.finetune else 1,
+        "format": FORMAT if model.finetune else 2,
         "fingerprint": model.fingerprint,
         "rank": model.n_rewards,
         "lapse": model.lapse,
@@ -104,6 +106,8 @@ def _write(model: RewardModel, folder: Path) -> None:
         | ({"finetune": model.finetune} if model.finetune else {}),
         "styles": model.style_names,
         "ratings": {"slope": scale.slope, "weight": scale.weight, "generosity": scale.generosity},
+        "drift": {name: value if np.isfinite(value) else None for name, value in vars(model.drift).items()},
+        "guard": model.guard,
         "figures": model.figures,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -112,6 +116,13 @@ def _write(model: RewardModel, folder: Path) -> None:
     if model.finetune:
         (folder / ENCODER).mkdir()
         save_encoder(model.loaded_encoder(), folder / ENCODER)
+
+
+def _prior_arrays(prior: Belief) -> dict[str, np.ndarray]:
+    """A Gaussian's mean (J,) and covariance (J, J); of a mixture (K, J) and (K, J, J), and weights (K,)."""
+    if isinstance(prior, Gaussian):
+        return {"prior.mean": np.ascontiguousarray(prior.mean), "prior.cov": np.ascontiguousarray(prior.cov)}
+    return _prior_arrays(prior.parts) | {"prior.weights": np.ascontiguousarray(prior.weights)}
 
 
 def load(path: str | Path) -> RewardModel:
@@ -165,10 +176,14 @@ def _build(
         raise TypeError("encoder and ratings are objects")
     if len(rows) != len(tensors["known.phi"]):
         raise ValueError("as many completions as rows of known.phi")
+    prior = Gaussian(tensors["prior.mean"], tensors["prior.cov"])
+    drift = c.get("drift", {})  # format 1 had none
+    if not isinstance(drift, dict):
+        raise TypeError("drift is an object")
     return RewardModel(
         offset=tensors["offset"],
         weights=tensors["weights"],
-        prior=Gaussian(tensors["prior.mean"], tensors["prior.cov"]),
+        prior=Mixture(tensors["prior.weights"], prior) if "prior.weights" in tensors else prior,
         lapse=float(str(c["lapse"])),
         encoder_name=encoder["name"],
         encoder_revision=encoder["revision"],
@@ -180,9 +195,24 @@ def _build(
         ),
         style_names=[(high, low) for high, low in c["styles"]],  # type: ignore[attr-defined]
         ratings=RatingScale(**ratings),
+        level=tensors.get("ratings.level", np.zeros(0)),  # older folders have none
+        # JSON knows no infinity.
+        drift=Drift(**{name: np.inf if value is None else value for name, value in drift.items()}),
+        guard=float(str(c.get("guard", 0.0))),
         figures=dict(c["figures"]),  # type: ignore[call-overload]
         finetune=encoder.get("finetune"),
     )
+
+
+def counted(figures: Mapping[str, float]) -> str:
+    """How much a model was fitted on, in words.
+
+    Example:
+        >>> counted({"comparisons": 1200, "ratings": 30})
+        '1,200 comparisons and 30 ratings'
+    """
+    counts = [(name, figures.get(name, 0)) for name in ("comparisons", "ratings")]
+    return " and ".join(f"{count:,.0f} {name}" for name, count in counts if count) or "0 comparisons"
 
 
 def card(model: RewardModel) -> str:
@@ -208,8 +238,8 @@ base_model: {model.encoder_name}
 
 # Palate reward model {model.fingerprint}
 
-{model.n_rewards} base rewards and a prior over people's weights, fitted on {f.get("comparisons", 0):.0f} comparisons of
-{f.get("users", 0):.0f} people between {f.get("answers", 0):.0f} answers to {f.get("prompts", 0):.0f} prompts.
+{model.n_rewards} base rewards and a prior over people's weights, fitted on {counted(f)}
+of {f.get("users", 0):.0f} people between {f.get("answers", 0):.0f} answers to {f.get("prompts", 0):.0f} prompts.
 Encoder: {model.encoder_name}{tuned}, revision {model.encoder_revision}. Lapse rate {model.lapse:.3f}.
 
 {held_out}

@@ -1,25 +1,28 @@
-"""Comparisons as indices into a table of distinct answers, so that every answer is encoded once."""
+"""Comparisons and ratings as indices into a table of distinct answers, so that every answer is encoded once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from palate.encoders import Encoder, Progress
-from palate.feedback import Comparison, Text, as_text
+from palate.feedback import Comparison, Rating, Text, as_text
 from palate.rewards.factorization import Choices
+from palate.rewards.posterior import Floats
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """N comparisons of U people between n distinct answers.
+    """N comparisons and ratings of U people, of n distinct answers.
 
     Args:
         prompts: prompt of each of n answers, in order of appearance.
         completions: the answers.
-        choices: the comparisons; people in order of appearance, grouped by `kind` where they have one.
-        split: (N,) `split` of each comparison, "" where absent.
+        choices: what was said; people in order of appearance, grouped by `kind` where they have one. The centre
+            that ratings of prompt p are held against is row n + p of `with_centres`.
+        split: (N,) `split` of each row, "" where absent.
     """
 
     prompts: list[Text]
@@ -28,7 +31,7 @@ class Indexed:
     split: NDArray[np.str_]
 
     @classmethod
-    def of(cls, rows: Sequence[Comparison]) -> "Indexed":
+    def of(cls, rows: Sequence[Comparison | Rating]) -> "Indexed":
         """Number answers, people, prompts and kinds as they appear."""
         answers: dict[tuple[str, str], int] = {}
         texts: list[tuple[Text, Text]] = []
@@ -39,7 +42,7 @@ class Indexed:
         table = np.empty((len(rows), 4), np.int64)
         for i, row in enumerate(rows):
             prompt = as_text(row.prompt)
-            for side, completion in enumerate((row.chosen, row.rejected)):
+            for side, completion in enumerate(_completions(row)):
                 key = (prompt, as_text(completion))
                 if key not in answers:
                     answers[key] = len(answers)
@@ -50,16 +53,35 @@ class Indexed:
             kind = (row.kind, row.user_id if row.kind is None else "")
             group[user] = kinds.setdefault(kind, len(kinds))
             table[i, 2:] = user, prompts.setdefault(prompt, len(prompts))
+        rated = np.array([isinstance(row, Rating) for row in rows], np.bool_)
+        table[rated, 1] = len(answers) + table[rated, 3]
         choices = Choices(
             chosen=table[:, 0],
             rejected=table[:, 1],
             user=table[:, 2],
-            strength=np.array([row.strength for row in rows]),
+            strength=np.array([row.score if isinstance(row, Rating) else row.strength for row in rows]),
             prompt=table[:, 3],
             group=np.array(list(group.values()), np.int64),
+            rated=rated,
         )
         split = np.array([row.split or "" for row in rows], dtype=np.str_)
         return cls([prompt for prompt, _ in texts], [completion for _, completion in texts], choices, split)
+
+    def with_centres(self, z: Floats) -> Floats:
+        """(n, K) coordinates of the answers; where there are ratings, the centre of each prompt under them.
+
+        A centre is the mean over the prompt's answers where there are two or more, else over all. One more column
+        is −1 in centres alone: along it base rewards learn how far a rating starts from level, since who likes one
+        thing may be generous, and who likes another severe.
+        """
+        if not self.choices.rated.any():
+            return z
+        numbers: dict[str, int] = {}
+        prompt = np.array([numbers.setdefault(as_text(text), len(numbers)) for text in self.prompts], np.int64)
+        count = np.bincount(prompt)
+        sums = csr_array((np.ones(len(z)), (prompt, np.arange(len(z)))), shape=(len(count), len(z))) @ z
+        centres = np.where((count > 1)[:, None], sums / count[:, None], z.mean(axis=0))
+        return np.column_stack([np.concatenate([z, centres]), np.repeat([0.0, -1.0], [len(z), len(centres)])])
 
     def encode(self, encoder: Encoder, progress: Progress | None = None) -> NDArray[np.float32]:
         """(n, D) raw features of the answers."""
@@ -68,3 +90,7 @@ class Indexed:
             [as_text(completion) for completion in self.completions],
             progress=progress,
         )
+
+
+def _completions(row: Comparison | Rating) -> tuple[Text, ...]:
+    return (row.completion,) if isinstance(row, Rating) else (row.chosen, row.rejected)

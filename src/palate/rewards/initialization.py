@@ -14,6 +14,8 @@ In both, what all people share is taken out first: the population's taste is a b
 factorization.py).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, svds
@@ -21,6 +23,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from palate.rewards.posterior import Floats, Ints
 
 _ROUNDS = 30
+_CHUNK = 16_384  # rows whose differences are held at once
 _SHRINK = 0.1  # of the covariance of differences towards a multiple of the identity, before whitening
 
 
@@ -32,48 +35,64 @@ def raters_per_pair(left: Ints, right: Ints, user: Ints) -> float:
 
 
 def svd_start(
-    z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int, strength: Floats | None = None
+    z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int, vote: Floats | None = None
 ) -> Floats:
     """Directions in which people differ, most important first.
 
     Args:
         z: (n, K) coordinates of the answers.
-        chosen: (N,) row of `z` preferred in each comparison.
-        rejected: (N,) the other one.
+        chosen: (N,) row of `z` preferred in each comparison, or rated.
+        rejected: (N,) the other one, or the centre that a rated one is held against.
         user: (N,) who chose, 0 to n_users − 1.
         n_users: U.
         rank: J, how many directions are wanted.
-        strength: (N,) in [0.5, 1]; a comparison counts 2 · strength − 1, a tie nothing. All 1 by default.
+        vote: (N,) in [−1, 1], how much each row speaks for `chosen`; a tie counts nothing. All 1 by default.
 
     Returns:
         (J', K) with J' ≤ min(rank, n_users, K), scaled so that differences z_a − z_b have unit variance along each;
         fewer where people do not differ in so many ways.
     """
-    difference = z[chosen] - z[rejected]
-    vote = np.ones(len(user)) if strength is None else 2 * strength - 1
+    vote = np.ones(len(user)) if vote is None else vote
     pairs = np.unique(np.sort(np.stack([chosen, rejected], axis=1), axis=1), axis=0)
     if len(pairs) > rank and raters_per_pair(chosen, rejected, user) >= max(rank, 2):
         weights = _from_shared_pairs(z, chosen, rejected, user, n_users, rank, vote)
     else:
-        weights = _from_user_means(difference, user, n_users, rank, vote)
-    spread = np.std(difference @ weights.T, axis=0)
-    telling = spread > 1e-6 * np.linalg.norm(weights, axis=1) * np.sqrt(np.mean(difference**2))
+        weights = _from_user_means(z, chosen, rejected, user, n_users, rank, vote)
+    along = np.concatenate([d @ weights.T for _, d in _differences(z, chosen, rejected)])  # (N, J)
+    spread = np.std(along, axis=0)
+    size = sum(float(np.sum(d**2)) for _, d in _differences(z, chosen, rejected)) / (len(user) * z.shape[1])
+    telling = spread > 1e-6 * np.linalg.norm(weights, axis=1) * np.sqrt(size)
     return np.asarray(weights[telling] / spread[telling, None], np.float64)
 
 
-def _from_user_means(difference: Floats, user: Ints, n_users: int, rank: int, vote: Floats) -> Floats:
+def _differences(z: Floats, chosen: Ints, rejected: Ints) -> Iterator[tuple[slice, Floats]]:
+    """The (N, K) differences of rows of z, some at a time: all at once they would fill the memory."""
+    for first in range(0, len(chosen), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        yield rows, z[chosen[rows]] - z[rejected[rows]]
+
+
+def _from_user_means(
+    z: Floats, chosen: Ints, rejected: Ints, user: Ints, n_users: int, rank: int, vote: Floats
+) -> Floats:
     """Case 2: SVD of everybody's mean whitened difference."""
-    covariance = difference.T @ difference / len(difference)
+    covariance, total = np.zeros((z.shape[1], z.shape[1])), np.zeros((n_users, z.shape[1]))
+    shared = np.zeros(z.shape[1])
+    for rows, difference in _differences(z, chosen, rejected):
+        covariance += difference.T @ difference
+        shape = (n_users, len(difference))
+        total += csr_array((vote[rows], (user[rows], np.arange(len(difference)))), shape=shape) @ difference
+        shared += vote[rows] @ difference
+    covariance /= len(user)
     level = np.trace(covariance) / len(covariance)
     values, vectors = np.linalg.eigh((1 - _SHRINK) * covariance + _SHRINK * level * np.eye(len(covariance)))
     whiten = (vectors / np.sqrt(np.maximum(values, 1e-12))) @ vectors.T
-    votes = csr_array((vote, (user, np.arange(len(user)))), shape=(n_users, len(user)))
-    count = votes.sum(axis=1)
-    shared = (vote @ difference) / max(vote.sum(), 1e-12)
-    views = (votes @ difference - count[:, None] * shared) @ whiten / np.sqrt(np.maximum(count, 1e-12))[:, None]
+    count = np.bincount(user, np.abs(vote), n_users)
+    shared /= max(np.abs(vote).sum(), 1e-12)
+    views = (total - count[:, None] * shared) @ whiten / np.sqrt(np.maximum(count, 1e-12))[:, None]
     # Right singular vectors, by the smaller of the two Gram matrices: there are more people than features.
-    rows = np.linalg.eigh(views.T @ views)[1].T[::-1][: min(rank, n_users)]
-    return np.asarray((_signs(rows)[:, None] * rows) @ whiten, np.float64)
+    directions = np.linalg.eigh(views.T @ views)[1].T[::-1][: min(rank, n_users)]
+    return np.asarray((_signs(directions)[:, None] * directions) @ whiten, np.float64)
 
 
 def _from_shared_pairs(

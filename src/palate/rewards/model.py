@@ -6,7 +6,7 @@ figures). No pickle anywhere. Loading and asking need no encoder; only texts not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,24 +16,13 @@ import numpy as np
 from palate.encoders import Encoder, Progress, load_encoder
 from palate.errors import EncoderError, InputError
 from palate.feedback import Comparison, Rating, Record, Text, as_text
+from palate.rewards.beliefs import Belief, Floats, Ints, Mixture
+from palate.rewards.drift import DAY, Drift, Followed, follow
 from palate.rewards.features import in_chunks
-from palate.rewards.posterior import Floats, Gaussian, Ints, Observations, laplace_posterior, predict
+from palate.rewards.guard import Guard
+from palate.rewards.posterior import Observations, laplace_posterior, predict
 from palate.rewards.queries import pairs_within_prompts
-
-
-@dataclass(frozen=True)
-class RatingScale:
-    """How a rating speaks of the reward: P = ε + (1 − 2ε) σ(slope · λ·(φ − φ̄) + b_u), counted `weight` times.
-
-    Args:
-        slope: logits per unit of reward, > 0.
-        weight: evidence of one rating in units of one choice, > 0.
-        generosity: standard deviation of b_u, the person's own level, in logits, > 0.
-    """
-
-    slope: float = 1.0
-    weight: float = 1.0
-    generosity: float = 1.0
+from palate.rewards.ratings import RatingScale
 
 
 @dataclass(frozen=True)
@@ -99,13 +88,16 @@ class RewardModel:
     Args:
         offset: (D,) float32 mean of the encoder's raw features.
         weights: (J, D) float32, φ = weights @ (e − offset).
-        prior: belief about a new person's weights, mean (J,) and cov (J, J).
+        prior: belief about a new person's weights, mean (J,) and cov (J, J), or a mixture of such.
         lapse: ε, share of slips counted half.
         encoder_name: what turns texts into features.
         encoder_revision: of its weights; another revision is refused.
         known: answers of the fitting data.
         style_names: S pairs of words for the two ends of each named style, high first.
         ratings: how ratings speak.
+        level: (J,) base rewards from which ratings start, over the centre; none by default.
+        drift: how tastes change; not at all by default.
+        guard: log odds, before any answer, that somebody's own taste foretells them better than the population's.
         figures: what was measured while fitting, for the model card.
         finetune: how the encoder's weights were tuned, such as ``lora``; None for the encoder as it came.
         encoder_folder: where the tuned encoder was saved; None while it is only in memory.
@@ -120,19 +112,24 @@ class RewardModel:
 
     offset: np.ndarray
     weights: np.ndarray
-    prior: Gaussian
+    prior: Belief
     lapse: float
     encoder_name: str
     encoder_revision: str
     known: KnownAnswers
     style_names: list[tuple[str, str]] = field(default_factory=list)
     ratings: RatingScale = RatingScale()
+    level: Floats = field(default_factory=lambda: np.zeros(0))
+    drift: Drift = Drift()
+    guard: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)
     finetune: str | None = None
     encoder_folder: Path | None = field(default=None, repr=False)
     encoder: Encoder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if not len(self.level):
+            self.level = np.zeros(len(self.weights))
         self.prompt_number = numbers = self.known.prompt_numbers()
         self._row_of = {
             (as_text(prompt), as_text(completion)): row
@@ -177,11 +174,18 @@ class RewardModel:
     def fingerprint(self) -> str:
         """16 hex digits that change with anything that a posterior depends on."""
         digest = sha256(self.encoder_revision.encode())
-        for array in (self.offset, self.weights, self.prior.mean, self.prior.cov, self.known.phi):
+        prior = self.prior.parts if isinstance(self.prior, Mixture) else self.prior
+        for array in (self.offset, self.weights, prior.mean, prior.cov, self.known.phi):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(repr(list(self._row_of.items())).encode())
         scale = self.ratings
         digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
+        if self.level.any():
+            digest.update(np.ascontiguousarray(self.level).tobytes())
+        if isinstance(self.prior, Mixture):
+            digest.update(np.ascontiguousarray(self.prior.weights).tobytes())
+        if self.drift.moves:
+            digest.update(np.array([self.drift.half_life, self.drift.threshold]).tobytes())
         return digest.hexdigest()[:16]
 
     def phi(self, prompts: Sequence[Text], completions: Sequence[Text], *, progress: Progress | None = None) -> Floats:
@@ -229,7 +233,7 @@ class RewardModel:
             self.encoder = encoder
         return self.encoder
 
-    def new_user(self) -> Gaussian:
+    def new_user(self) -> Belief:
         """What is known of somebody who said nothing yet: the population prior."""
         return self.prior
 
@@ -251,49 +255,77 @@ class RewardModel:
         v = self.phi(prompts, first)  # (N, J)
         compared = [r for r in evidence if isinstance(r, Comparison)]
         v[~is_rating] -= self.phi([r.prompt for r in compared], [r.rejected for r in compared])
+        centres = {as_text(prompts[i]): self._centre(prompts[i]) for i in np.flatnonzero(is_rating)}
         for i in np.flatnonzero(is_rating):
-            v[i] = self.ratings.slope * (v[i] - self._centre(prompts[i]))
+            v[i] -= centres[as_text(prompts[i])]
+        v, weight = self.ratings.rows(v, is_rating)
         return Observations.of(
-            np.column_stack([v, is_rating]),
+            v,
             np.zeros(len(v), np.int64) if user is None else user,
             n_users,
             label=np.array([r.strength if isinstance(r, Comparison) else r.score for r in evidence]),
-            weight=np.where(is_rating, self.ratings.weight, 1.0),
+            weight=weight,
         )
 
     def _centre(self, prompt: Text) -> Floats:
-        """φ̄(x): mean over known answers to the prompt where there are two or more, else over all."""
+        """φ̄(x), mean over known answers to the prompt where there are two or more, else over all; less the level."""
         rows = self.rows_of(prompt)
-        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0), np.float64)
-
-    def with_generosity(self, deviation: float) -> Gaussian:
-        """The prior over (λ, b_u), b_u of that standard deviation."""
-        cov = np.zeros((self.n_rewards + 1, self.n_rewards + 1))
-        cov[:-1, :-1] = self.prior.cov
-        cov[-1, -1] = deviation**2
-        return Gaussian(np.append(self.prior.mean, 0.0), cov)
+        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0) - self.level, np.float64)
 
     @property
-    def prior_with_generosity(self) -> Gaussian:
+    def prior_with_generosity(self) -> Belief:
         """The prior over (λ, b_u) under the model's own rating scale."""
-        return self.with_generosity(self.ratings.generosity)
+        return self.prior.with_column(self.ratings.generosity)
 
-    def posterior(self, evidence: Sequence[Record]) -> Gaussian:
+    def posterior(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Belief:
         """What is known of a person's weights: a function of what they said, and of the model's fingerprint.
 
         Args:
-            evidence: what one person said. Replies say nothing here until a scorer has read them.
+            evidence: what one person said, in order of time. Replies say nothing here until a scorer has read them.
+            half_life: in days, instead of the model's own.
 
         Returns:
-            Gaussian with mean (J,) and cov (J, J); the prior for no evidence.
+            A belief with mean (J,) and cov (J, J), of the prior's kind; the prior for no evidence. Where tastes drift
+            it is that of the moment of the last record.
         """
-        said = [record for record in evidence if isinstance(record, Comparison | Rating)]
+        said = _heard(evidence)
         if not said:
             return self.prior
-        belief = laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)[0]
-        return Gaussian(belief.mean[:-1], belief.cov[:-1, :-1])
+        if self._drift(half_life).moves:
+            belief = self.follow(said, half_life=half_life).belief
+        else:
+            belief = laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)
+        return belief[0].leading(self.n_rewards)
 
-    def reward(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> Floats:
+    def follow(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Followed:
+        """One person's evidence taken in record by record: when their taste turned, and how well each was foretold.
+
+        Args:
+            evidence: in order of time.
+            half_life: in days, instead of the model's own.
+
+        Returns:
+            Of one person; the belief is over (λ, b_u).
+        """
+        said = _heard(evidence)
+        times = [record.created_at for record in said]
+        elapsed = [
+            0.0 if before is None or after is None else (after - before).total_seconds() / DAY
+            for before, after in zip(times[:1] + times, times, strict=False)
+        ]
+        drift = self._drift(half_life)
+        return follow(self.observations(said), np.array(elapsed), self.prior_with_generosity, self.lapse, drift)
+
+    def weigh(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Guard:
+        """Whether a person's answers support personalising; arguments as for `posterior`."""
+        followed = self.follow(evidence, half_life=half_life)
+        gain = float(np.sum(followed.prior_log_loss - followed.log_loss))
+        return Guard(self.guard, gain, len(followed.log_loss))
+
+    def _drift(self, half_life: float | None) -> Drift:
+        return self.drift if half_life is None else replace(self.drift, half_life=half_life)
+
+    def reward(self, prompt: Text, completions: Sequence[Text], user: Belief | None = None) -> Floats:
         """Posterior mean reward of each completion, in logits; the population's for `user` None.
 
         Returns:
@@ -302,7 +334,7 @@ class RewardModel:
         belief = self.prior if user is None else user
         return self.phi([prompt] * len(completions), completions) @ belief.mean
 
-    def rank(self, prompt: Text, completions: Sequence[Text], user: Gaussian | None = None) -> list[Ranked]:
+    def rank(self, prompt: Text, completions: Sequence[Text], user: Belief | None = None) -> list[Ranked]:
         """Completions from the most to the least liked; equal ones keep their order.
 
         Raises:
@@ -326,6 +358,11 @@ class RewardModel:
             )
             for place, i in enumerate(order)
         ]
+
+
+def _heard(evidence: Sequence[Record]) -> list[Comparison | Rating]:
+    """What says something of λ by itself."""
+    return [record for record in evidence if isinstance(record, Comparison | Rating)]
 
 
 def base_rewards(raw: np.ndarray, offset: np.ndarray, weights: np.ndarray) -> Floats:

@@ -12,53 +12,26 @@ optimum is exact, and the curvature there says how sure we are.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, softmax
 
-from palate.errors import InputError
+from palate.rewards.beliefs import Belief, Floats, Gaussian, Ints, Mixture
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """A normal distribution over user weights, or a batch of them.
-
-    Args:
-        mean: (..., D) means.
-        cov: (..., D, D) covariances, positive definite.
-    """
-
-    mean: Floats
-    cov: Floats
-
-    def __post_init__(self) -> None:
-        dim = self.mean.shape[-1]
-        if self.cov.shape != (*self.mean.shape[:-1], dim, dim):
-            raise InputError(
-                f"Covariance of shape {self.cov.shape} does not fit a mean of shape {self.mean.shape}; "
-                "give one (D, D) matrix per mean"
-            )
-
-    def of(self, v: Floats) -> tuple[Floats, Floats]:
-        """Mean and variance of λ · v.
-
-        Args:
-            v: (..., M, D) directions, batched like the means.
-
-        Returns:
-            Two (..., M) arrays.
-        """
-        mean = np.matmul(v, self.mean[..., None])[..., 0]
-        variance = np.sum(np.matmul(v, self.cov) * v, axis=-1)
-        return mean, variance
-
-    def __getitem__(self, index: int | slice | Ints) -> "Gaussian":
-        """One or some of a batch."""
-        return Gaussian(self.mean[index], self.cov[index])
+__all__ = [
+    "Belief",
+    "Floats",
+    "Gaussian",
+    "Ints",
+    "Mixture",
+    "Observations",
+    "choice_probability",
+    "laplace_posterior",
+    "negative_log_likelihood",
+    "posterior_mode",
+    "predict",
+]
 
 
 @dataclass(frozen=True)
@@ -93,6 +66,10 @@ class Observations:
             user=np.asarray(user, np.int64)[order],
             n_users=n_users,
         )
+
+    def take(self, rows: Ints) -> "Observations":
+        """Those rows, each as a person of its own."""
+        return Observations(self.v[rows], self.label[rows], self.weight[rows], np.arange(len(rows)), len(rows))
 
     def sum_by_user(self, values: Floats) -> Floats:
         """Sums of (N, ...) values over each person's rows: (U, ...)."""
@@ -157,6 +134,7 @@ def negative_log_likelihood(logit: Floats, label: Floats, lapse: float) -> tuple
     return loss, slope * (p - label) / (p * (1 - p)), slope**2 / (p * (1 - p))
 
 
+@overload
 def laplace_posterior(
     observations: Observations,
     prior: Gaussian,
@@ -165,23 +143,49 @@ def laplace_posterior(
     start: Floats | None = None,
     tolerance: float = 1e-8,
     max_steps: int = 100,
-) -> Gaussian:
+) -> Gaussian: ...
+
+
+@overload
+def laplace_posterior(
+    observations: Observations,
+    prior: Belief,
+    lapse: float = 0.0,
+    *,
+    start: Floats | None = None,
+    tolerance: float = 1e-8,
+    max_steps: int = 100,
+) -> Belief: ...
+
+
+def laplace_posterior(
+    observations: Observations,
+    prior: Belief,
+    lapse: float = 0.0,
+    *,
+    start: Floats | None = None,
+    tolerance: float = 1e-8,
+    max_steps: int = 100,
+) -> Belief:
     """Posterior of every person's weights: the mode, and the inverse curvature there.
 
     Minimises −Σ κ_i log P_i + ½ (λ − μ)ᵀ Σ⁻¹ (λ − μ) by Newton steps, halved until the objective falls. The
-    covariance is H⁻¹, H = Σ⁻¹ + Σ_i κ_i I_i v_i v_iᵀ, where I_i = p_i (1 − p_i) without lapses. The result is a
-    function of the rows alone: by default it always starts at the prior mean.
+    covariance is H⁻¹, H = Σ⁻¹ + Σ_i κ_i I_i v_i v_iᵀ, where I_i = p_i (1 − p_i) without lapses. A mixture's parts
+    are each updated so, and weigh by their evidence π_k ∫ P(answers | λ) N(λ; μ_k, Σ_k) dλ in Laplace's
+    approximation. The result is a function of the rows alone: by default it always starts at the prior mean.
 
     Args:
         observations: N rows of U people.
-        prior: one prior for all, mean (D,) and cov (D, D).
+        prior: one prior for all, mean (D,) and cov (D, D), or one for each person, (U, D) and (U, D, D); or a
+            mixture of K such.
         lapse: ε in [0, 0.5).
         start: (U, D) start, where many similar problems follow each other (fitting); the prior mean by default.
+            (U, K, D) for a mixture.
         tolerance: largest step, in prior standard deviations, at which a person counts as converged.
         max_steps: Newton steps at most.
 
     Returns:
-        Gaussian with mean (U, D) and cov (U, D, D).
+        Gaussian with mean (U, D) and cov (U, D, D); for a mixture one with weights (U, K).
 
     Example:
         >>> prior = Gaussian(np.zeros(2), np.eye(2))
@@ -189,11 +193,40 @@ def laplace_posterior(
         >>> laplace_posterior(said, prior).mean.round(3)
         array([[0.715, 0.   ]])
     """
+    if isinstance(prior, Gaussian):
+        return _laplace(observations, prior, lapse, start, tolerance, max_steps)[0]
+    found = [
+        _laplace(
+            observations,
+            Gaussian(prior.parts.mean[..., k, :], prior.parts.cov[..., k, :, :]),
+            lapse,
+            None if start is None else start[:, k],
+            tolerance,
+            max_steps,
+        )
+        for k in range(prior.weights.shape[-1])
+    ]
+    means, covs = (np.stack([getattr(part, name) for part, _ in found], axis=1) for name in ("mean", "cov"))
+    evidence = np.stack([log_evidence for _, log_evidence in found], axis=1)  # (U, K)
+    with np.errstate(divide="ignore"):  # a part of weight 0 stays out
+        weighed = np.log(prior.weights) + evidence
+    return Mixture(np.asarray(softmax(weighed, axis=1)), Gaussian(means, covs))
+
+
+def _laplace(
+    observations: Observations, prior: Gaussian, lapse: float, start: Floats | None, tolerance: float, max_steps: int
+) -> tuple[Gaussian, Floats]:
+    """One part's posterior, and the log evidence of everybody's rows (U,)."""
     mode = posterior_mode(observations, prior, lapse, start=start, tolerance=tolerance, max_steps=max_steps)
     logit = np.sum(observations.v * mode[observations.user], axis=1)
-    fisher = negative_log_likelihood(logit, observations.label, lapse)[2]
-    precision = observations.outer_by_user(observations.weight * fisher) + np.linalg.inv(prior.cov)
-    return Gaussian(mode, np.asarray(np.linalg.inv(precision), np.float64))
+    loss, _, fisher = negative_log_likelihood(logit, observations.label, lapse)
+    before = np.asarray(np.linalg.inv(prior.cov), np.float64)
+    precision = observations.outer_by_user(observations.weight * fisher) + before
+    d = mode - prior.mean
+    value = observations.sum_by_user(observations.weight * loss) + 0.5 * np.sum(_times(d, before) * d, axis=1)
+    shrunk = np.linalg.slogdet(precision)[1] - np.linalg.slogdet(before)[1]
+    belief = Gaussian(mode, np.asarray(np.linalg.inv(precision), np.float64))
+    return belief, np.asarray(-value - 0.5 * shrunk, np.float64)
 
 
 def posterior_mode(
@@ -207,28 +240,34 @@ def posterior_mode(
 ) -> Floats:
     """The (U, D) mode of `laplace_posterior` alone, where its spread is not needed; same arguments."""
     precision = np.asarray(np.linalg.inv(prior.cov), np.float64)
-    scale = np.sqrt(np.diag(prior.cov))
+    scale = np.sqrt(np.diagonal(prior.cov, axis1=-2, axis2=-1))
     v, label, weight, user = observations.v, observations.label, observations.weight, observations.user
 
     def objective(lam: Floats) -> tuple[Floats, Floats]:
         """Each person's objective (U,), and the logit of each row (N,)."""
         logit = np.sum(v * lam[user], axis=1)
         d = lam - prior.mean
-        penalty = 0.5 * np.sum((d @ precision) * d, axis=1)
+        penalty = 0.5 * np.sum(_times(d, precision) * d, axis=1)
         loss = negative_log_likelihood(logit, label, lapse)[0]
         return np.asarray(observations.sum_by_user(weight * loss) + penalty, np.float64), logit
 
-    lam = np.tile(prior.mean, (observations.n_users, 1)) if start is None else start.copy()
+    first = np.broadcast_to(prior.mean, (observations.n_users, prior.mean.shape[-1])) if start is None else start
+    lam = np.array(first)
     value, logit = objective(lam)
     for _ in range(max_steps):
         slope = negative_log_likelihood(logit, label, lapse)[1]
-        gradient = observations.sum_by_user((weight * slope)[:, None] * v) + (lam - prior.mean) @ precision
+        gradient = observations.sum_by_user((weight * slope)[:, None] * v) + _times(lam - prior.mean, precision)
         curvature = weight * _curvature(logit, label, lapse)
         step = _newton_step(observations, gradient, curvature, precision)
         if np.max(np.abs(step) / scale, initial=0.0) <= tolerance:
             break
         lam, value, logit = _descend(objective, lam, step, value)
     return lam
+
+
+def _times(d: Floats, precision: Floats) -> Floats:
+    """(U, D) times one (D, D) for all, or a (U, D, D) of each."""
+    return d @ precision if precision.ndim == 2 else np.matmul(d[:, None, :], precision)[:, 0]
 
 
 def _curvature(logit: Floats, label: Floats, lapse: float) -> Floats:
@@ -275,11 +314,11 @@ def _descend(
     return trial, trial_value, logit
 
 
-def predict(belief: Gaussian, v: Floats, lapse: float = 0.0) -> Floats:
+def predict(belief: Belief, v: Floats, lapse: float = 0.0) -> Floats:
     """P(the first is preferred), integrated over the posterior with the probit correction (MacKay 1992).
 
     Args:
-        belief: mean (..., D) and cov (..., D, D).
+        belief: mean (..., D) and cov (..., D, D); a mixture's parts are each integrated over.
         v: (..., M, D) differences φ(x, a) − φ(x, b).
         lapse: ε of the person who chooses; 0 for what they truly prefer.
 
@@ -290,5 +329,6 @@ def predict(belief: Gaussian, v: Floats, lapse: float = 0.0) -> Floats:
         >>> predict(Gaussian(np.array([1.0]), np.array([[4.0]])), np.array([[1.0], [-1.0]])).round(3)
         array([0.651, 0.349])
     """
-    mean, variance = belief.of(v)
-    return choice_probability(mean / np.sqrt(1 + np.pi * variance / 8), lapse)
+    mean, variance = belief.parts.of(v[..., None, :, :])  # (..., K, M)
+    each = choice_probability(mean / np.sqrt(1 + np.pi * variance / 8), lapse)
+    return np.asarray(np.sum(belief.weights[..., None] * each, axis=-2), np.float64)

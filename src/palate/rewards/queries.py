@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from scipy.special import entr, expit
 
 from palate.errors import InputError
-from palate.rewards.posterior import Floats, Gaussian, Ints, choice_probability
+from palate.rewards.posterior import Belief, Floats, Ints, choice_probability
 
-Score = Callable[[Gaussian, Floats, float, np.random.Generator], Floats]
+Score = Callable[[Belief, Floats, float, np.random.Generator], Floats]
 
 # 16 nodes: within 1e-4 nats of a fine grid up to a deviation of 2 logits, 0.01 up to 4 (tests/test_queries.py).
 _NODES, _MASS = np.polynomial.hermite_e.hermegauss(16)
 _MASS = _MASS / _MASS.sum()
 
 
-def expected_information(belief: Gaussian, v: Floats, lapse: float = 0.0) -> Floats:
+def expected_information(belief: Belief, v: Floats, lapse: float = 0.0) -> Floats:
     """Information about λ, in nats, expected from the choice between two answers: `bald`.
 
     Args:
@@ -47,42 +47,44 @@ def expected_information(belief: Gaussian, v: Floats, lapse: float = 0.0) -> Flo
         (..., M), between 0 and log 2.
 
     Example:
+        >>> from palate.rewards import Gaussian
         >>> known, unknown = Gaussian(np.zeros(1), np.eye(1) * 1e-9), Gaussian(np.zeros(1), np.eye(1) * 4)
         >>> v = np.array([[1.0]])
         >>> expected_information(known, v).round(3), expected_information(unknown, v).round(3)
         (array([0.]), array([0.231]))
     """
-    mean, variance = belief.of(v)
+    mean, variance = belief.parts.of(v[..., None, :, :])  # (..., K, M)
     spread = np.sqrt(np.maximum(variance, 0.0))
     marginal, conditional = np.zeros_like(mean), np.zeros_like(mean)
     for node, mass in zip(_NODES, _MASS, strict=True):
         p = choice_probability(mean + spread * node, lapse)
         marginal += mass * p
         conditional += mass * _entropy(p)
-    return np.maximum(_entropy(marginal) - conditional, 0.0)
+    marginal, conditional = (np.sum(belief.weights[..., None] * each, axis=-2) for each in (marginal, conditional))
+    return np.asarray(np.maximum(_entropy(marginal) - conditional, 0.0), np.float64)
 
 
 def _entropy(p: Floats) -> Floats:
     return np.asarray(entr(p) + entr(1 - p), np.float64)
 
 
-def _bald(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
+def _bald(belief: Belief, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
     return expected_information(belief, v, lapse)
 
 
-def _variance(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
+def _variance(belief: Belief, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
     mean, variance = belief.of(v)
     p = expit(mean)
     return np.asarray((p * (1 - p)) ** 2 * variance, np.float64)
 
 
-def _d_optimal(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
+def _d_optimal(belief: Belief, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
     mean, variance = belief.of(v)
     p = expit(mean)
     return np.asarray(p * (1 - p) * variance, np.float64)
 
 
-def _v_optimal(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
+def _v_optimal(belief: Belief, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
     mean, variance = belief.of(v)
     p = expit(mean)
     information = p * (1 - p)
@@ -92,14 +94,12 @@ def _v_optimal(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generat
     return np.asarray(information * gain / (1 + information * variance), np.float64)
 
 
-def _thompson(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
-    root = np.linalg.cholesky(belief.cov)
-    draws = [belief.mean + np.matmul(root, rng.standard_normal(belief.mean.shape)[..., None])[..., 0] for _ in range(2)]
-    p, q = (expit(np.matmul(v, draw[..., None])[..., 0]) for draw in draws)
+def _thompson(belief: Belief, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
+    p, q = (expit(np.matmul(v, belief.draw(rng)[..., None])[..., 0]) for _ in range(2))
     return np.asarray(np.abs(p - q), np.float64)
 
 
-def _random(belief: Gaussian, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
+def _random(belief: Belief, v: Floats, lapse: float, rng: np.random.Generator) -> Floats:
     return rng.random((*belief.mean.shape[:-1], v.shape[-2]))
 
 

@@ -1,68 +1,48 @@
-"""How strongly a rating speaks: its slope, its weight, and how much people's levels differ.
+"""How a rating speaks of the reward, beside a choice.
 
-Base rewards are not fitted on ratings, so these can be held against them: half of each person's ratings must predict
-the other half (the raters may be among the people whose choices were fitted on). A graded answer can say more than a
-choice, so the weight is not capped at 1.
+A score s in [0, 1] of y for x is a soft label on a λ·(φ(x, y) − φ̄(x)) + b_u, counted κ times, b_u ~ N(0, g²) the
+person's own level: a, κ and g are learned on held-out people (calibration.py). A graded answer can say more than a
+choice, so κ is not capped at 1. In the rows of the posterior b_u is one more weight, in the last column.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
+from numpy.typing import NDArray
 
-from palate.feedback import Rating
-from palate.rewards.model import RatingScale, RewardModel
-from palate.rewards.posterior import Floats, laplace_posterior, negative_log_likelihood
+from palate.rewards.beliefs import Floats
 
-# Fewer people or ratings than this leave the three numbers at their prior: ones.
-_MIN_PEOPLE, _MIN_RATINGS = 2, 4
-_PRIOR_SD = 1.0  # of the logs of the three numbers
+Mask = NDArray[np.bool_]
 
 
-def fit_rating_scale(model: RewardModel, ratings: Sequence[Rating], *, seed: int = 0) -> RatingScale:
-    """The scale under which one half of people's ratings predicts the other half best.
+@dataclass(frozen=True)
+class RatingScale:
+    """How a rating speaks of the reward: P = ε + (1 − 2ε) σ(slope · λ·(φ − φ̄) + b_u), counted `weight` times.
 
     Args:
-        model: fitted; its own scale does not matter.
-        ratings: of many people; who gave fewer than 4 is left out.
-        seed: of the halves.
-
-    Returns:
-        The scale; the model's own where fewer than 2 people rated enough.
+        slope: a, logits per unit of reward, > 0.
+        weight: κ, evidence of one rating in units of one choice, > 0.
+        generosity: g, standard deviation of b_u, the person's own level, in logits, > 0.
     """
-    counts: dict[str, int] = {}
-    for rating in ratings:
-        counts[rating.user_id] = counts.get(rating.user_id, 0) + 1
-    number = {user: i for i, user in enumerate(user for user, count in counts.items() if count >= _MIN_RATINGS)}
-    rows = [rating for rating in ratings if rating.user_id in number]
-    if len(number) < _MIN_PEOPLE:
-        return model.ratings
-    order = np.random.default_rng(seed).permutation(len(rows))
-    rows = [rows[i] for i in order]
-    user = np.array([number[rating.user_id] for rating in rows], np.int64)
-    # Every other row of each person, in random order.
-    place = np.argsort(np.argsort(user, kind="stable"), kind="stable") - np.searchsorted(np.sort(user), user)
-    unit = replace(model, ratings=RatingScale())
-    halves = (np.flatnonzero(place % 2 == side) for side in (0, 1))
-    said, then = (unit.observations([rows[i] for i in half], user[half], len(number)) for half in halves)
 
-    def loss(x: Floats) -> float:
-        slope, weight, generosity = np.exp(x)
-        stretch = np.append(np.full(model.n_rewards, slope), 1.0)
-        belief = laplace_posterior(
-            replace(said, v=said.v * stretch, weight=np.full(len(said.v), weight)),
-            model.with_generosity(float(generosity)),
-            model.lapse,
-            tolerance=1e-4,
-        )[then.user]
-        v = then.v * stretch
-        mean = np.sum(v * belief.mean, axis=1)
-        variance = np.einsum("ni,nij,nj->n", v, belief.cov, v)
-        missed = negative_log_likelihood(mean / np.sqrt(1 + np.pi * variance / 8), then.label, model.lapse)[0]
-        return float(missed.sum()) + 0.5 * float(np.sum((x / _PRIOR_SD) ** 2))
+    slope: float = 1.0
+    weight: float = 1.0
+    generosity: float = 1.0
 
-    options = {"initial_simplex": 0.5 * np.eye(4, 3), "xatol": 0.02, "fatol": 0.05, "maxfev": 150}
-    best = minimize(loss, np.zeros(3), method="Nelder-Mead", options=options)
-    slope, weight, generosity = (float(value) for value in np.exp(best.x))
-    return RatingScale(slope, weight, generosity)
+    def rows(self, difference: Floats, rated: Mask) -> tuple[Floats, Floats]:
+        """Differences of base rewards as rows for the posterior.
+
+        Args:
+            difference: (N, J) φ(x, y) less the other answer's in a choice, less φ̄(x) in a rating.
+            rated: (N,) whether each is a rating.
+
+        Returns:
+            (N, J + 1) rows, b_u's column last, and their (N,) weights.
+
+        Example:
+            >>> v, weight = RatingScale(slope=0.5, weight=6.0).rows(np.array([[2.0], [2.0]]), np.array([False, True]))
+            >>> v.tolist(), weight.tolist()
+            ([[2.0, 0.0], [1.0, 1.0]], [1.0, 6.0])
+        """
+        stretched = difference * np.where(rated, self.slope, 1.0)[:, None]
+        return np.column_stack([stretched, rated]), np.where(rated, self.weight, 1.0)

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from palate.rewards import DEFAULT_STRATEGY, Gaussian, RewardModel
+from palate.rewards import DEFAULT_STRATEGY, Belief, Gaussian, Mixture, RewardModel
 from palate.rewards.elicitation import next_query, pairs_in
 from palate.store.records import StoredQuery, User
 from palate.store.repository import Store
@@ -26,7 +26,7 @@ def register(store: Store, model: RewardModel, path: Path) -> None:
     )
 
 
-def posterior_of(store: Store, model: RewardModel, user: User, *, keep: bool = True) -> Gaussian:
+def posterior_of(store: Store, model: RewardModel, user: User, *, keep: bool = True) -> Belief:
     """What is known of a person's weights under a model, kept for the next time unless `keep` is false.
 
     The count of evidence is read before the evidence itself: what another process appends in between makes the
@@ -35,14 +35,17 @@ def posterior_of(store: Store, model: RewardModel, user: User, *, keep: bool = T
     count = store.evidence_count(user)
     stored = store.posterior(user, model.fingerprint)
     if stored and stored.evidence_count == count:
-        return Gaussian(stored.mean, stored.cov)
-    belief = model.posterior([said.record for said in store.evidence(user)])
+        kept = Gaussian(stored.mean, stored.cov)
+        return kept if stored.weights is None else Mixture(stored.weights, kept)
+    belief = model.posterior([said.record for said in store.evidence(user)], half_life=user.half_life_days)
     if keep:
+        parts = belief.parts if isinstance(belief, Mixture) else belief
         store.save_posterior(
             user,
             model.fingerprint,
-            belief.mean,
-            belief.cov,
+            parts.mean,
+            parts.cov,
+            weights=belief.weights if isinstance(belief, Mixture) else None,
             evidence_count=count,
             expected_version=stored.version if stored else 0,
         )

@@ -108,6 +108,7 @@ class StoredPosterior:
     Attributes:
         mean: (..., J).
         cov: (..., J, J).
+        weights: (...) of a mixture's parts; None for a Gaussian.
         evidence_count: `Store.evidence_count` of the evidence it was computed from.
         version: 1 for the first one saved, one more with each save.
         updated_at: UTC.
@@ -115,6 +116,7 @@ class StoredPosterior:
 
     mean: NDArray[np.float64]
     cov: NDArray[np.float64]
+    weights: NDArray[np.float64] | None
     evidence_count: int
     version: int
     updated_at: datetime

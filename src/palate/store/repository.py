@@ -8,6 +8,7 @@ blocks of the disk.
 
 import os
 import uuid
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -122,6 +123,25 @@ class Store:
             made = rows.find_user(db, external_id, tenant)
         assert made is not None
         return made
+
+    def set_half_life(self, user: User, days: float | None) -> User:
+        """Set after how many days half of what was learned of a person is forgotten; None: the model's own.
+
+        Posteriors kept for the person are dropped: they are functions of it.
+
+        Returns:
+            The person as they are now.
+
+        Raises:
+            InputError: `days` is not above 0.
+        """
+        if days is not None and not days > 0:
+            raise InputError(f"Half-life {days!r} is not above 0; give days, or None for the model's own")
+        with self._database.transaction(WRITE) as db:
+            rows.lock(db, user.id)
+            db.execute(t.user.update().where(t.user.c.id == user.id).values(half_life_days=days))
+            db.execute(t.posterior.delete().where(t.posterior.c.user_id == user.id))
+        return replace(user, half_life_days=days)
 
     def users(self, tenant: str = DEFAULT_TENANT) -> list[User]:
         """The tenant's users, in the order they came."""
@@ -338,6 +358,7 @@ class Store:
         mean: NDArray[np.float64],
         cov: NDArray[np.float64],
         *,
+        weights: NDArray[np.float64] | None = None,
         evidence_count: int,
         expected_version: int,
     ) -> int | None:
@@ -348,6 +369,7 @@ class Store:
             fingerprint: the reward model it belongs to.
             mean: (..., J).
             cov: (..., J, J).
+            weights: (...) of a mixture's parts; None for a Gaussian.
             evidence_count: the user's `evidence_count`, read before the evidence was.
             expected_version: version of the posterior that this one replaces, 0 for none.
 
@@ -363,11 +385,16 @@ class Store:
                 f"Covariance of shape {cov.shape} does not fit a mean of shape {mean.shape}; "
                 "give means (..., J) and covariances (..., J, J)"
             )
+        if weights is not None and weights.shape != mean.shape[:-1]:
+            raise InputError(
+                f"Weights of shape {weights.shape} do not fit a mean of shape {mean.shape}; give one weight per part"
+            )
         mine = rows.about(t.posterior, user, fingerprint)
         values = {
             "shape": list(mean.shape),
             "mean": t.pack(mean),
             "cov": t.pack(cov),
+            "weights": None if weights is None else t.pack(weights),
             "evidence_count": evidence_count,
             "version": expected_version + 1,
             "updated_at": rows.now(),

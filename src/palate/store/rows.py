@@ -133,6 +133,7 @@ def to_posterior(row: sa.Row[Any]) -> StoredPosterior:
     return StoredPosterior(
         mean=t.unpack(row.mean, row.shape),
         cov=t.unpack(row.cov, (*row.shape, row.shape[-1])),
+        weights=None if row.weights is None else t.unpack(row.weights, row.shape[:-1]),
         evidence_count=row.evidence_count,
         version=row.version,
         updated_at=row.updated_at,

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in migrations/versions: a database that is there already needs no Alembic to be opened.
-HEAD = "0001"
+HEAD = "0002"
 
 MAX_EXTERNAL_ID = 256
 
@@ -166,6 +166,7 @@ posterior = Table(
     Column("shape", JSON, nullable=False),  # of the mean, (..., J); the covariance's is (..., J, J)
     Column("mean", LargeBinary, nullable=False),
     Column("cov", LargeBinary, nullable=False),
+    Column("weights", LargeBinary),  # of a mixture's parts, one for each mean
     Column("evidence_count", Integer, nullable=False),  # `Store.evidence_count` when it was computed
     Column("version", Integer, nullable=False),  # 1, 2, …: one more with each save
     Column("updated_at", UtcDateTime, nullable=False),

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from palate.encoders import Encoder
 from palate.errors import InputError
-from palate.rewards.calibration import Calibration
+from palate.rewards.selection import Settings
 
 Method = Literal["full", "lora", "head"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -91,10 +91,12 @@ class Tuned:
 
     Args:
         encoder: tuned, or the one given where no epoch was better than none.
-        calibration: by the held-out parts; None where nothing was tuned.
+        settings: of the fit, calibrated by the held-out parts; those given where nothing was tuned.
+        method: how it was tuned; None where nothing was.
         figures: epochs, and the held-out loss before and after.
     """
 
     encoder: Encoder
-    calibration: Calibration | None = None
+    settings: Settings
+    method: Method | None = None
     figures: dict[str, float] = field(default_factory=dict)

@@ -122,7 +122,7 @@ class TextTower(Tower):
             # The name since transformers 5.20 or so, which warns of the older one.
             newer = getattr(self.model, "activation_checkpointing_enable", None)
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
-        depth, frozen = base.depth, settings.frozen_layers
+        depth, frozen = base.deepest, settings.frozen_layers
         first = depth // 3 if frozen is None else frozen
         if not 0 <= first < depth:
             raise InputError(
