@@ -21,6 +21,7 @@ def fit_gaussian(ratings: Floats, rounds: int = 30) -> tuple[Floats, Floats]:
     Returns:
         (M,) mean and (M, M) covariance.
     """
+    ratings = ratings[~np.isnan(ratings).all(axis=1)]  # who rated nothing says nothing
     mean, cov = np.nanmean(ratings, axis=0), np.diag(np.nanvar(ratings, axis=0))
     for _ in range(rounds):
         filled, left = np.empty_like(ratings), np.zeros_like(cov)
