@@ -386,5 +386,5 @@ def test_a_model_of_a_newer_version(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "format": 99}))
     assert palate("onboard", copied, "--user", "ann").failure == (
-        f"The reward model at {str(copied)!r} has format 99, this version of Palate reads up to 2; update Palate"
+        f"The reward model at {str(copied)!r} has format 99, this version of Palate reads up to 3; update Palate"
     )

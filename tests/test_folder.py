@@ -322,9 +322,9 @@ def test_a_config_of_another_model_is_refused(saved, columns):
 
 
 def test_a_newer_format_is_refused(saved):
-    change_config(saved, format=3)
+    change_config(saved, format=4)
     assert refused(saved) == (
-        f"The reward model at {str(saved)!r} has format 3, this version of Palate reads up to 2; update Palate"
+        f"The reward model at {str(saved)!r} has format 4, this version of Palate reads up to 3; update Palate"
     )
 
 

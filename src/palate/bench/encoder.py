@@ -70,6 +70,8 @@ def run(
     rng = np.random.default_rng(seed)
     texts = [answer.text for answer in load_answers()]
     drawn = rng.choice(len(texts), 64 if quick else 256, replace=False)
-    figures = throughput(load_encoder(), [texts[i] for i in drawn])
+    encoder = load_encoder()
+    assert isinstance(encoder, SentenceEncoder)  # the default is one
+    figures = throughput(encoder, [texts[i] for i in drawn])
     rows = [[name.replace("_", " "), f"{value:.3g}"] for name, value in figures.items()]
     return Result("encoder", figures, f"# Encoder\n\n{markdown(['', 'figure'], rows)}")

@@ -19,7 +19,7 @@ from palate.bench.picks import Shelf
 from palate.bench.report import Result
 from palate.bench.unseen import Questions, Unseen, recorded_people, unseen_answers, unseen_people
 from palate.data import load_people
-from palate.encoders import Encoder, load_encoder
+from palate.encoders import Encoder, SentenceEncoder, load_encoder
 from palate.feedback import Comparison, as_text
 from palate.rewards import DEFAULT_STRATEGY, STRATEGIES, RewardModel
 from palate.rewards.evaluation import learning_curve
@@ -91,6 +91,7 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     told("Timing", 0, 1)
     figures |= {"fit_seconds.warm": seconds} | seconds_per_answer(model, seed=seed)
     if not quick:
+        assert isinstance(encoder, SentenceEncoder)  # the default is one
         last_layer = load_encoder(layers=(encoder.depth,))
         figures |= ablations(train, new, encoder, last_layer, seed=seed, progress=told)
         told("Fitting with an empty cache", 0, 1)

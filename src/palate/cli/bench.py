@@ -10,12 +10,14 @@ from palate.cli.common import JsonOption, SeedOption, print_json, progress, stdo
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="facets, jester, hh, or encoder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="facets, jester, hh, encoder, or finetune.")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and strategies, in a minute or two.")] = False,
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="Where recorded people are; jester and hh need it, facets simulates without."
+            metavar="PATH",
+            help="Where recorded people are; jester and hh need it, facets simulates without. For finetune, the "
+            "encoder's folder.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and its pictures go.")] = Path(

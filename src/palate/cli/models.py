@@ -23,7 +23,13 @@ from palate.cli.common import (
 )
 from palate.errors import InputError
 
-EncoderOption = Annotated[str, typer.Option(metavar="NAME", help="Sentence encoder: a folder, or a model's name.")]
+EncoderOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Sentence encoder or causal language model, such as Qwen/Qwen2.5-0.5B: a folder, or a model's name.",
+    ),
+]
 
 
 def check(
@@ -88,6 +94,14 @@ def _rank(text: str) -> str:
     return text
 
 
+def _finetune(how: str) -> str:
+    from palate.rewards.finetuning import METHODS
+
+    if how not in (*METHODS, "none"):
+        raise typer.BadParameter(f"{how!r} is no way to fine-tune; choose one of {', '.join(METHODS)}, or none")
+    return how
+
+
 def fit(
     feedback: FilesArgument,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the reward model to.")],
@@ -100,6 +114,19 @@ def fit(
         ),
     ] = "12",
     encoder: EncoderOption = "all-MiniLM-L6-v2",
+    finetune: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            callback=_finetune,
+            help="Tune the encoder by the comparisons: full (its upper layers), lora, head (a small network on its "
+            "frozen features), or none. As many epochs as held-out people and prompts bear.",
+        ),
+    ] = "none",
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep checkpoints of the tuning here, and go on from them after a kill."),
+    ] = None,
     columns: ColumnsOption = None,
     skip_bad_lines: SkipOption = False,
     seed: SeedOption = 0,
@@ -108,6 +135,7 @@ def fit(
     """Learn base rewards and the population prior from people's comparisons and ratings."""
     from palate.encoders import load_encoder
     from palate.rewards import fit as fit_model
+    from palate.rewards.finetuning import Finetune, is_main_process
     from palate.rewards.folder import check_target, counted
 
     started = time.perf_counter()
@@ -115,10 +143,19 @@ def fit(
     said = read(feedback, skip_bad_lines, columns)
     if said.replies:
         note(f"{len(said.replies):,} replies are left out; a fit reads comparisons and ratings")
+    # A callback has checked what `finetune` may be.
+    tuning = None if finetune == "none" else Finetune(finetune, checkpoints=checkpoints)  # type: ignore[arg-type]
     with progress() as told:
         model = fit_model(
-            said, load_encoder(encoder), rank="auto" if rank == "auto" else int(rank), seed=seed, progress=told
+            said,
+            load_encoder(encoder),
+            rank="auto" if rank == "auto" else int(rank),
+            seed=seed,
+            finetune=tuning,
+            progress=told,
         )
+    if not is_main_process():  # of those that `accelerate launch` started
+        return
     model.save(output)
     seconds = time.perf_counter() - started
     if as_json:
@@ -140,6 +177,8 @@ def fit(
     measured = [f"{f[key]:.2f} after {t} answers" for t in (0, 5, 10) if (key := f"held_out_auc.{t}") in f]
     if "ratings" in f:
         console.print(f"A rating counts {model.ratings.weight:.1f} times as much as a choice")
+    if tuning and not model.finetune:
+        console.print("No epoch of tuning helped people left out: the encoder stays as it was")
     if measured:
         console.print("AUC for people and prompts left out, questions at random: " + ", ".join(measured))
     console.print(f"Written to {output}", markup=False)

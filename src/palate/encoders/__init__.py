@@ -1,14 +1,29 @@
-"""Texts to vectors: encoders that are frozen, and their cache on disk."""
+"""Texts to vectors: sentence encoders and causal language models, and the cache of their vectors on disk."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from palate.encoders.base import Encoder, Progress
+from palate.encoders import causal, sentence
+from palate.encoders.base import Encoder, Progress, Tunable
 from palate.encoders.cache import VectorCache, default_cache_dir
-from palate.encoders.models import find_model, load_model, weights_revision
-from palate.encoders.sentence import LAYOUT, SentenceEncoder
+from palate.encoders.causal import CausalEncoder
+from palate.encoders.head import HeadEncoder, base_of, load_head
+from palate.encoders.models import (
+    find_model,
+    is_causal,
+    load_model,
+    load_tokenizer,
+    read_config,
+    weights_revision,
+    windows_of,
+)
+from palate.encoders.sentence import SentenceEncoder
 from palate.errors import EncoderError
 
-__all__ = ["Encoder", "Progress", "SentenceEncoder", "load_encoder"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+__all__ = ["CausalEncoder", "Encoder", "HeadEncoder", "Progress", "SentenceEncoder", "Tunable", "load_encoder"]
 
 
 def load_encoder(
@@ -18,8 +33,12 @@ def load_encoder(
     cache: bool = True,
     device: str | None = None,
     layers: tuple[int, ...] | None = None,
-) -> SentenceEncoder:
-    """Load a sentence encoder by name: a local folder, else an installed package, else the hub.
+) -> Encoder:
+    """Load an encoder by name: a local folder, else an installed package, else the hub.
+
+    Its configuration decides what it becomes: a `SentenceEncoder` for models that read both ways, such as BERT,
+    RoBERTa or MPNet; a `CausalEncoder` for language models, such as Qwen 2 and 2.5, Gemma 2 or Llama 3.2; a
+    `HeadEncoder` for the folder of a head that `palate fit --finetune head` has learned.
 
     Args:
         name: A folder, or a model's name on the Hugging Face hub. `all-MiniLM-L6-v2` needs no network
@@ -38,29 +57,43 @@ def load_encoder(
     slice(3072, 3073, None)
     """
     folder = find_model(name)
+    if base := base_of(folder):
+        return load_head(folder, load_encoder(base[0], cache_dir=cache_dir, cache=cache, device=device))
     revision = weights_revision(folder)
-    model, tokenizer = load_model(folder)
-    depth = int(model.config.num_hidden_layers)
+    config = read_config(folder)
     if layers is not None:
-        if not layers or not all(1 <= layer <= depth for layer in layers):
-            raise EncoderError(
-                f"Layers {layers!r} cannot be read: the model has layers 1 to {depth}; give some of these"
-            )
+        _check_layers(layers, config)
         # Other columns are another encoder, to the cache and to a reward model.
         revision += f"-layers-{'-'.join(map(str, layers))}"
-
-    import torch
-
-    if device is None:
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, config)
+    device = device or _default_device()
     try:
         model.to(device)  # type: ignore[arg-type]  # a decorator hides what `to` takes
     except (RuntimeError, AssertionError) as error:
         raise EncoderError(
             f"Device {device!r} cannot be used: it must be one that PyTorch finds on this machine; give 'cpu'"
         ) from error
-    file = (cache_dir or default_cache_dir()) / f"{revision}-{LAYOUT}.sqlite3"
     # A folder is found again from anywhere.
     name = str(folder.resolve()) if Path(name).is_dir() else name
-    return SentenceEncoder(name, revision, folder, model, tokenizer, VectorCache(file) if cache else None, layers)
+    layout = f"causal{causal.LAYOUT}" if is_causal(config) else f"{sentence.LAYOUT}"
+    kept = VectorCache((cache_dir or default_cache_dir()) / f"{revision}-{layout}.sqlite3") if cache else None
+    if is_causal(config):
+        return CausalEncoder(name, revision, folder, model, tokenizer, kept)
+    return SentenceEncoder(name, revision, folder, model, windows_of(tokenizer, model), kept, layers)
+
+
+def _check_layers(layers: tuple[int, ...], config: "PreTrainedConfig") -> None:
+    depth = int(config.num_hidden_layers)
+    if not layers or not all(1 <= layer <= depth for layer in layers):
+        raise EncoderError(f"Layers {layers!r} cannot be read: the model has layers 1 to {depth}; give some of these")
+    if is_causal(config):
+        raise EncoderError(f"Layers {layers!r} cannot be chosen of a causal language model, whose last one is read")
+
+
+def _default_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

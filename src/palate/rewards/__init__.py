@@ -4,6 +4,7 @@ from palate.rewards.beliefs import Belief, Gaussian, Mixture
 from palate.rewards.drift import Drift
 from palate.rewards.explain import Explanation, StyleTaste, explain
 from palate.rewards.factorization import Penalties
+from palate.rewards.finetuning import Finetune
 from palate.rewards.fitting import fit
 from palate.rewards.guard import Guard
 from palate.rewards.model import KnownAnswers, Pool, Ranked, RewardModel
@@ -17,6 +18,7 @@ __all__ = [
     "Belief",
     "Drift",
     "Explanation",
+    "Finetune",
     "Gaussian",
     "Guard",
     "KnownAnswers",

@@ -91,7 +91,7 @@ class _HeldOut:
 
 
 def cross_fit(
-    z: Floats,
+    z: Floats | Mapping[int, Floats],
     choices: Choices,
     rank: int,
     penalties: Penalties = Penalties(),
@@ -106,7 +106,8 @@ def cross_fit(
     foreseen in its own units as well.
 
     Args:
-        z: (n, K) coordinates of the answers, and of the centres where there are ratings.
+        z: (n, K) coordinates of the answers, and of the centres where there are ratings; or, where an encoder was
+            tuned without each part in turn, by the number of that part in `splits`, and no other part is left out.
         choices: all comparisons and ratings; groups of people and of prompts stay on one side of each fold.
         rank: J.
         penalties: as in `fit_weights`.
@@ -243,30 +244,42 @@ def _auc(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
     return auc_by_user(np.sum(after.v[choice] * means, axis=1), user, after.n_users)
 
 
-def _folds(
-    z: Floats, choices: Choices, rank: int, penalties: Penalties, scale: RatingScale, seed: int
-) -> Iterator[_HeldOut]:
-    """Fit without each part of people and prompts in turn, and yield what that part said."""
-    rng = np.random.default_rng(seed)
+def splits(choices: Choices, rng: np.random.Generator) -> Iterator[tuple[Mask, Mask]]:
+    """Parts of people and prompts to leave out in turn: (N,) rows to fit on, and (N,) to predict.
+
+    Four parts at most, fewer where there are fewer groups of people, none where there is one; the two masks leave out
+    what only people or only prompts have in common, and are empty where a part has nothing to fit on or to predict.
+    """
     groups = rng.permutation(np.unique(choices.group))
     prompts = rng.permutation(np.unique(choices.prompt))
     n_folds = min(_FOLDS, len(groups))
-    if n_folds < 2:
-        return
     by_prompt = len(prompts) >= 2 * n_folds
-    implied, foretold = bool(choices.rated.all()), 0
-    for k in range(n_folds):
-        if foretold >= 0.9 * _ENOUGH:
-            return
+    for k in range(n_folds if n_folds >= 2 else 0):
         person_out = np.isin(choices.group, groups[k::n_folds])[choices.user]
         prompt_out = np.isin(choices.prompt, prompts[k::n_folds])
-        seen = ~person_out & ~prompt_out if by_prompt else ~person_out
-        unseen = person_out & prompt_out if by_prompt else person_out
-        if not seen.any() or not unseen.any():
+        yield (~person_out & ~prompt_out, person_out & prompt_out) if by_prompt else (~person_out, person_out)
+
+
+def _folds(
+    z: Floats | Mapping[int, Floats],
+    choices: Choices,
+    rank: int,
+    penalties: Penalties,
+    scale: RatingScale,
+    seed: int,
+) -> Iterator[_HeldOut]:
+    """Fit without each part of people and prompts in turn, and yield what that part said."""
+    rng = np.random.default_rng(seed)
+    implied, foretold = bool(choices.rated.all()), 0
+    for k, (seen, unseen) in enumerate(splits(choices, rng)):
+        if foretold >= 0.9 * _ENOUGH:
+            return
+        here = z.get(k) if isinstance(z, Mapping) else z
+        if here is None or not seen.any() or not unseen.any():
             continue
         train, new = choices.where(seen), choices.where(unseen).some_groups(_ENOUGH, rng)
         foretold += len(new.user)
-        phi = z @ fit_weights(z, train, rank, LAPSE, penalties, scale=scale).T
+        phi = here @ fit_weights(here, train, rank, LAPSE, penalties, scale=scale).T
         said = train.some_groups(_ENOUGH, np.random.default_rng(seed)).observations(phi, scale)
         priors = {parts: fit_prior(said, LAPSE, parts).leading(phi.shape[1]) for parts in PARTS}
         yield _held_out(phi, new, priors, rng, implied)

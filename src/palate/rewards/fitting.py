@@ -13,6 +13,7 @@ from palate.feedback import Comparison, Feedback, Rating, Text, as_text
 from palate.rewards.beliefs import Belief, Floats
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
+from palate.rewards.finetuning import Finetune, Tuned
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
 from palate.rewards.population import fit_prior
@@ -33,6 +34,7 @@ def fit(
     rank: int | Literal["auto"] = 12,
     seed: int = 0,
     penalties: Penalties = Penalties(),
+    finetune: Finetune | None = None,
     progress: Stage | None = None,
 ) -> RewardModel:
     """Learn base rewards and the population prior from comparisons and ratings (`split` absent or ``train``).
@@ -44,13 +46,16 @@ def fit(
             the strength of `penalties` are chosen on people left out, which takes several times as long.
         seed: same seed and data, same model.
         penalties: L2 of the base rewards.
+        finetune: how the encoder is tuned first; None leaves it frozen.
         progress: told of each stage.
 
     Returns:
         The reward model, its `figures` filled.
 
     Raises:
-        InputError: `rank` is out of range, there is nothing to fit on, only one person, or nothing is preferred.
+        InputError: `rank` is out of range, there is nothing to fit on, only one person, or nothing is preferred; or
+            the encoder cannot be tuned that way.
+        MissingExtraError: it is to be tuned and accelerate or peft is not installed.
     """
     if rank != "auto" and not 1 <= rank <= 64:
         raise InputError(f"Rank {rank!r} is not in 1 to 64; give the number of base rewards to learn")
@@ -60,14 +65,21 @@ def fit(
     told = progress or (lambda stage, done, total: None)
     indexed = Indexed.of(rows)
     choices = indexed.choices
-    raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
-    coordinates = Coordinates.fit(raw, encoder.blocks)
-    z = indexed.with_centres(coordinates(raw))
+    raw, coordinates, z = _read(indexed, encoder, told)
     # Thousands of small products: more threads only wait for each other, and for whatever else the machine does.
     with threadpool_limits(1, user_api="blas"):
         settings = choose_settings(
             z, choices, rank, penalties, seed=seed, progress=lambda done, total: told("Cross-fitting", done, total)
         )
+    tuned = Tuned(encoder, settings)
+    if finetune is not None:
+        from palate.rewards.finetuning.tuning import tune
+
+        tuned = tune(encoder, indexed, settings, finetune, seed=seed, told=told)
+    if tuned.encoder is not encoder:
+        encoder, settings = tuned.encoder, tuned.settings
+        raw, coordinates, z = _read(indexed, encoder, told)
+    with threadpool_limits(1, user_api="blas"):
         told("Learning base rewards", 0, 1)
         weights, prior = _learn(z, choices, settings)
         told("Learning base rewards", 1, 1)
@@ -85,6 +97,7 @@ def fit(
         lapse=calibration.lapse,
         encoder_name=encoder.name,
         encoder_revision=encoder.revision,
+        finetune=tuned.method,
         known=KnownAnswers(
             prompts=[indexed.prompts[i] for i in kept],
             completions=[indexed.completions[i] for i in kept],
@@ -94,9 +107,16 @@ def fit(
         style_names=probe.names,
         ratings=calibration.ratings,
         level=weights[:, n_features:].sum(axis=1),
-        figures=_figures(choices, len(raw), settings) | {"seed": float(seed)},
+        figures=_figures(choices, len(raw), settings) | tuned.figures | {"seed": float(seed)},
         encoder=encoder,
     )
+
+
+def _read(indexed: Indexed, encoder: Encoder, told: Stage) -> tuple[NDArray[np.float32], Coordinates, Floats]:
+    """Raw features of the answers (n, D), their standardisation, and coordinates with the centres of ratings."""
+    raw = indexed.encode(encoder, progress=lambda done, total: told("Reading texts", done, total))
+    coordinates = Coordinates.fit(raw, encoder.blocks)
+    return raw, coordinates, indexed.with_centres(coordinates(raw))
 
 
 def _check(rows: Sequence[Comparison | Rating]) -> None:

@@ -10,14 +10,17 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from palate.encoders.tuned import save_encoder
 from palate.errors import InputError, ModelError
 from palate.rewards.beliefs import Belief, Gaussian, Mixture
 from palate.rewards.drift import Drift
 from palate.rewards.model import KnownAnswers, RewardModel
 from palate.rewards.ratings import RatingScale
 
-FORMAT = 2
+# A model on a tuned encoder has format 3: a Palate that reads 2 would look for its encoder elsewhere.
+FORMAT = 3
 CONFIG, TENSORS, KNOWN, CARD = "config.json", "model.safetensors", "completions.jsonl", "README.md"
+ENCODER = "encoder"
 
 
 def save(model: RewardModel, path: str | Path) -> None:
@@ -68,7 +71,7 @@ def check_target(path: str | Path) -> None:
 
 def _replaceable(names: set[str]) -> bool:
     """Whether a folder of these files is empty or a reward model: many other things have a config.json."""
-    return not names or {CONFIG, KNOWN} <= names <= {CONFIG, TENSORS, KNOWN, CARD}
+    return not names or {CONFIG, KNOWN} <= names <= {CONFIG, TENSORS, KNOWN, CARD, ENCODER}
 
 
 def _unwritable(path: Path, error: OSError) -> ModelError:
@@ -95,11 +98,12 @@ def _write(model: RewardModel, folder: Path) -> None:
             lines.write(json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) + "\n")
     scale = model.ratings
     config = {
-        "format": FORMAT,
+        "format": FORMAT if model.finetune else 2,
         "fingerprint": model.fingerprint,
         "rank": model.n_rewards,
         "lapse": model.lapse,
-        "encoder": {"name": model.encoder_name, "revision": model.encoder_revision},
+        "encoder": {"name": model.encoder_name, "revision": model.encoder_revision}
+        | ({"finetune": model.finetune} if model.finetune else {}),
         "styles": model.style_names,
         "ratings": {"slope": scale.slope, "weight": scale.weight, "generosity": scale.generosity},
         "drift": {name: value if np.isfinite(value) else None for name, value in vars(model.drift).items()},
@@ -109,6 +113,9 @@ def _write(model: RewardModel, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(model), encoding="utf-8")
     (folder / TENSORS).chmod(0o644)  # safetensors keeps others out, too
+    if model.finetune:
+        (folder / ENCODER).mkdir()
+        save_encoder(model.loaded_encoder(), folder / ENCODER)
 
 
 def _prior_arrays(prior: Belief) -> dict[str, np.ndarray]:
@@ -140,6 +147,9 @@ def load(path: str | Path) -> RewardModel:
         lines = (path / KNOWN).read_text(encoding="utf-8").split("\n")[:-1]
         rows = [json.loads(line) for line in lines]
         model = _build(config, tensors, rows)
+        if model.finetune:
+            model.encoder_folder = path / ENCODER
+            model.encoder_folder.stat()
     except FileNotFoundError as error:
         raise _broken(path, f"{Path(error.filename).name} is missing") from error
     except SafetensorError as error:
@@ -190,6 +200,7 @@ def _build(
         drift=Drift(**{name: np.inf if value is None else value for name, value in drift.items()}),
         guard=float(str(c.get("guard", 0.0))),
         figures=dict(c["figures"]),  # type: ignore[call-overload]
+        finetune=encoder.get("finetune"),
     )
 
 
@@ -218,6 +229,7 @@ def card(model: RewardModel) -> str:
         if measured
         else "Too few people to leave any out: nothing was measured.\n"
     )
+    tuned = f", tuned ({model.finetune}, {f.get('finetune_epochs', 0):.0f} epochs)" if model.finetune else ""
     return f"""---
 library_name: palate
 tags: [reward-model, personalisation]
@@ -228,7 +240,7 @@ base_model: {model.encoder_name}
 
 {model.n_rewards} base rewards and a prior over people's weights, fitted on {counted(f)}
 of {f.get("users", 0):.0f} people between {f.get("answers", 0):.0f} answers to {f.get("prompts", 0):.0f} prompts.
-Encoder: {model.encoder_name}, revision {model.encoder_revision}. Lapse rate {model.lapse:.3f}.
+Encoder: {model.encoder_name}{tuned}, revision {model.encoder_revision}. Lapse rate {model.lapse:.3f}.
 
 {held_out}
 ```python

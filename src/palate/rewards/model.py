@@ -99,6 +99,8 @@ class RewardModel:
         drift: how tastes change; not at all by default.
         guard: log odds, before any answer, that somebody's own taste foretells them better than the population's.
         figures: what was measured while fitting, for the model card.
+        finetune: how the encoder's weights were tuned, such as ``lora``; None for the encoder as it came.
+        encoder_folder: where the tuned encoder was saved; None while it is only in memory.
 
     Example:
         >>> from palate.rewards import RewardModel
@@ -121,6 +123,8 @@ class RewardModel:
     drift: Drift = Drift()
     guard: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)
+    finetune: str | None = None
+    encoder_folder: Path | None = field(default=None, repr=False)
     encoder: Encoder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -207,15 +211,20 @@ class RewardModel:
             places, rows = np.array(known).T
             out[places] = self.known.phi[rows]
         if unknown:
-            raw = self._loaded_encoder().encode(
+            raw = self.loaded_encoder().encode(
                 [keys[i][0] for i in unknown], [keys[i][1] for i in unknown], progress=progress
             )
             out[unknown] = base_rewards(raw, self.offset, self.weights)
         return out
 
-    def _loaded_encoder(self) -> Encoder:
+    def loaded_encoder(self) -> Encoder:
+        """The encoder, loaded when it is first needed.
+
+        Raises:
+            EncoderError: it cannot be loaded, or is another revision than the model was fitted with.
+        """
         if self.encoder is None:
-            encoder = load_encoder(self.encoder_name)
+            encoder = load_encoder(str(self.encoder_folder) if self.encoder_folder else self.encoder_name)
             if encoder.revision != self.encoder_revision:
                 raise EncoderError(
                     f"Encoder {self.encoder_name!r} has revision {encoder.revision}, the model was fitted with "

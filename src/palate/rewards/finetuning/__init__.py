@@ -1,0 +1,12 @@
+"""Base rewards on a fine-tuned encoder: what moves, the loop, and how many epochs held-out people bear."""
+
+import os
+
+from palate.rewards.finetuning.settings import METHODS, Finetune, Tuned
+
+__all__ = ["METHODS", "Finetune", "Tuned", "is_main_process"]
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints, where `accelerate launch` has started several."""
+    return os.environ.get("RANK", "0") == "0"
