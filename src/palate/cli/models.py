@@ -42,7 +42,7 @@ def check(
             help="Also fit on parts of the data, to say how many more users and answers would help; takes a minute.",
         ),
     ] = False,
-    encoder: EncoderOption = "all-MiniLM-L6-v2",
+    encoder: EncoderOption = "palate-minilm",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,7 +113,7 @@ def fit(
             help="How many base rewards, 1 to 64; auto finds it, and the strength of L2, on people left out (slower).",
         ),
     ] = "12",
-    encoder: EncoderOption = "all-MiniLM-L6-v2",
+    encoder: EncoderOption = "palate-minilm",
     finetune: Annotated[
         str,
         typer.Option(
