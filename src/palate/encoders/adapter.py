@@ -9,13 +9,16 @@ import hashlib
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from palate.errors import EncoderError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTED = "palate-minilm"
 """What the base with the adapter is called."""
 
-BASE = "all-MiniLM-L6-v2"
+BASE = "sentence-transformers/all-MiniLM-L6-v2"
+BASE_REVISION = "53aa51172d142c89"
 
 
 def adapt(model: "PreTrainedModel", revision: str) -> str:
@@ -27,7 +30,15 @@ def adapt(model: "PreTrainedModel", revision: str) -> str:
 
     Returns:
         The revision of the two together, 16 hex digits.
+
+    Raises:
+        EncoderError: the base has other weights than those that the adapter was made for.
     """
+    if revision != BASE_REVISION:
+        raise EncoderError(
+            f"The style adapter does not fit weights of revision {revision!r}: it was made for {BASE_REVISION!r} of "
+            f"{BASE}; install palate[minilm], or give another encoder"
+        )
     import torch
     from safetensors.torch import load
 

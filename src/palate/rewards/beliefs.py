@@ -154,3 +154,18 @@ class Mixture:
 
 Belief = Gaussian | Mixture
 """What is believed of a person's weights, or of many people's."""
+
+
+def where(mask: NDArray[np.bool_], one: Belief, other: Belief) -> Belief:
+    """One belief of each of U people where the (U,) mask holds, else the other; both of one kind."""
+    if isinstance(one, Mixture) and isinstance(other, Mixture):
+        return Mixture(np.where(mask[:, None], one.weights, other.weights), _where(mask, one.parts, other.parts))
+    assert isinstance(one, Gaussian) and isinstance(other, Gaussian)
+    return _where(mask, one, other)
+
+
+def _where(mask: NDArray[np.bool_], one: Gaussian, other: Gaussian) -> Gaussian:
+    def pick(a: Floats, b: Floats) -> Floats:
+        return np.asarray(np.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), np.float64)
+
+    return Gaussian(pick(one.mean, other.mean), pick(one.cov, other.cov))

@@ -13,6 +13,8 @@ import numpy as np
 
 from palate.errors import InputError
 from palate.feedback import Comparison, Feedback, Rating, Text, as_text
+from palate.rewards.beliefs import where
+from palate.rewards.drift import row_loss
 from palate.rewards.model import RewardModel
 from palate.rewards.posterior import Belief, Floats, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
@@ -65,6 +67,7 @@ def learning_curve(
     answers: Sequence[int],
     query_strategy: str,
     seed: int = 0,
+    guard: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Figures]:
     """Ask everybody one question after the other, and measure after the stated numbers of answers.
@@ -76,6 +79,8 @@ def learning_curve(
         answers: numbers of answers, such as (0, 5, 10, 20); who has fewer rows is asked all of them.
         query_strategy: one of `queries.STRATEGIES`.
         seed: of random strategies.
+        guard: log odds that personalising helps somebody; whose answers say otherwise is predicted by the prior. None
+            personalises for all.
         progress: called with (answers so far, answers in all).
 
     Returns:
@@ -88,10 +93,11 @@ def learning_curve(
     belief = laplace_posterior(_take(people.asked, np.empty(0, np.int64)), prior, lapse)
     last_prompt, taken = np.full(len(rows), -1), np.empty(0, np.int64)
     curve: dict[int, Figures] = {}
-    spent = 0.0
+    spent, nobody, gain = 0.0, belief, np.zeros(len(rows))
     for count in range(max(answers) + 1):
         if count in answers:
-            curve[count] = replace(measure(people, belief), seconds=spent, belief=belief)
+            used = belief if guard is None else where(guard + gain >= 0, belief, nobody)
+            curve[count] = replace(measure(people, used), seconds=spent, belief=used)
         if count == max(answers):
             break
         if progress:
@@ -103,7 +109,11 @@ def learning_curve(
         who = everyone[best >= 0]
         available[who, best[who]] = False
         last_prompt[who] = prompt[who, best[who]]
-        taken = np.concatenate([taken, rows[who, best[who]]])
+        new = rows[who, best[who]]
+        if guard is not None:
+            asked = people.asked.take(new)
+            gain[who] += row_loss(nobody[who], asked, lapse) - row_loss(belief[who], asked, lapse)
+        taken = np.concatenate([taken, new])
         belief = laplace_posterior(_take(people.asked, taken), prior, lapse)
         spent += time.perf_counter() - started
     return curve
@@ -215,6 +225,7 @@ def evaluate(
     query_strategy: str = DEFAULT_STRATEGY,
     *,
     seed: int = 0,
+    guard: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a reward model on new people's `adapt` and `test` rows.
@@ -228,6 +239,7 @@ def evaluate(
         answers: numbers of answers at which to measure.
         query_strategy: how answers are chosen among a person's `adapt` rows.
         seed: of random strategies.
+        guard: whether people whose answers do not support personalising are predicted by the population's taste.
         progress: told of each answer.
 
     Returns:
@@ -240,7 +252,14 @@ def evaluate(
     people = new_people(model, feedback, needs_answers=max(answers) > 0)
     told = None if progress is None else lambda done, total: progress("Asking", done, total)
     curve = learning_curve(
-        people, model.prior_with_generosity, model.lapse, answers, query_strategy, seed=seed, progress=told
+        people,
+        model.prior_with_generosity,
+        model.lapse,
+        answers,
+        query_strategy,
+        seed=seed,
+        guard=model.guard if guard else None,
+        progress=told,
     )
     given = int(np.minimum(np.bincount(people.asked.user, minlength=people.asked.n_users), max(answers)).sum())
     return {
@@ -252,7 +271,7 @@ def evaluate(
         "ece": {str(t): figures.ece for t, figures in curve.items()},
         "seconds_per_answer": curve[max(answers)].seconds / max(given, 1),
         "query_strategy": query_strategy,
-        "guard": False,
+        "guard": guard,
     }
 
 

@@ -11,6 +11,7 @@ from palate.encoders import Encoder
 from palate.errors import InputError
 from palate.feedback import Comparison, Feedback, Rating, Text, as_text
 from palate.rewards.beliefs import Belief, Floats
+from palate.rewards.drift import Drift, elapsed_days, learn_half_life
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
 from palate.rewards.finetuning import Finetune, Tuned
@@ -35,6 +36,7 @@ def fit(
     seed: int = 0,
     penalties: Penalties = Penalties(),
     finetune: Finetune | None = None,
+    half_life: float | Literal["learn"] = np.inf,
     progress: Stage | None = None,
 ) -> RewardModel:
     """Learn base rewards and the population prior from comparisons and ratings (`split` absent or ``train``).
@@ -47,6 +49,8 @@ def fit(
         seed: same seed and data, same model.
         penalties: L2 of the base rewards.
         finetune: how the encoder is tuned first; None leaves it frozen.
+        half_life: days after which half of what was learned of a person is forgotten; ``"learn"`` takes the one under
+            which dated answers are foretold best, each by the ones before it.
         progress: told of each stage.
 
     Returns:
@@ -62,6 +66,8 @@ def fit(
     said: list[Comparison | Rating] = [*feedback.comparisons, *feedback.ratings]
     rows = [row for row in said if row.split in (None, "train")]
     _check(rows)
+    if half_life == "learn":
+        rows = _in_order_of_time(rows)
     told = progress or (lambda stage, done, total: None)
     indexed = Indexed.of(rows)
     choices = indexed.choices
@@ -83,6 +89,7 @@ def fit(
         told("Learning base rewards", 0, 1)
         weights, prior = _learn(z, choices, settings)
         told("Learning base rewards", 1, 1)
+        days = _half_life(rows, choices, z @ weights.T, prior, settings) if half_life == "learn" else half_life
     calibration = settings.calibration
     offset = coordinates.offset.astype(np.float32)
     n_features = coordinates.basis.shape[1]  # with ratings there is a column more, their level
@@ -93,6 +100,7 @@ def fit(
         offset=offset,
         weights=weights32,
         prior=prior,
+        drift=Drift.forgetting(float(days)),
         guard=calibration.guard,
         lapse=calibration.lapse,
         encoder_name=encoder.name,
@@ -110,6 +118,30 @@ def fit(
         figures=_figures(choices, len(raw), settings) | tuned.figures | {"seed": float(seed)},
         encoder=encoder,
     )
+
+
+def _in_order_of_time(rows: list[Comparison | Rating]) -> list[Comparison | Rating]:
+    times = [row.created_at.timestamp() for row in rows if row.created_at]
+    if undated := len(rows) - len(times):
+        raise InputError(
+            f"A half-life cannot be learned from {undated} of {len(rows)} rows: they have no created_at; date them, or "
+            "give a number of days"
+        )
+    return [rows[i] for i in np.argsort(times, kind="stable")]
+
+
+def _half_life(
+    rows: Sequence[Comparison | Rating], choices: Choices, phi: Floats, prior: Belief, settings: Settings
+) -> float:
+    """Under which the fitted people's own answers, in order of time, were foretold best."""
+    scale, lapse = settings.calibration.ratings, settings.calibration.lapse
+    said = choices.observations(phi, scale)
+    order = np.argsort(choices.user, kind="stable")
+    elapsed = elapsed_days([rows[i].created_at for i in order])
+    if choices.rated.any():
+        prior = prior.with_column(scale.generosity)
+    first = np.diff(said.user, prepend=-1) != 0
+    return learn_half_life(said, np.where(first, 0.0, elapsed), prior, lapse)
 
 
 def _read(indexed: Indexed, encoder: Encoder, told: Stage) -> tuple[NDArray[np.float32], Coordinates, Floats]:

@@ -6,7 +6,7 @@ figures). No pickle anywhere. Loading and asking need no encoder; only texts not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from palate.encoders import Encoder, Progress, load_encoder
 from palate.errors import EncoderError, InputError
 from palate.feedback import Comparison, Rating, Record, Text, as_text
 from palate.rewards.beliefs import Belief, Floats, Ints, Mixture
-from palate.rewards.drift import DAY, Drift, Followed, follow
+from palate.rewards.drift import Drift, Followed, elapsed_days, follow
 from palate.rewards.features import in_chunks
 from palate.rewards.guard import Guard
 from palate.rewards.posterior import Observations, laplace_posterior, predict
@@ -308,13 +308,9 @@ class RewardModel:
             Of one person; the belief is over (λ, b_u).
         """
         said = _heard(evidence)
-        times = [record.created_at for record in said]
-        elapsed = [
-            0.0 if before is None or after is None else (after - before).total_seconds() / DAY
-            for before, after in zip(times[:1] + times, times, strict=False)
-        ]
-        drift = self._drift(half_life)
-        return follow(self.observations(said), np.array(elapsed), self.prior_with_generosity, self.lapse, drift)
+        elapsed = elapsed_days([record.created_at for record in said])
+        prior, drift = self.prior_with_generosity, self._drift(half_life)
+        return follow(self.observations(said), elapsed, prior, self.lapse, drift)
 
     def weigh(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Guard:
         """Whether a person's answers support personalising; arguments as for `posterior`."""
@@ -323,7 +319,7 @@ class RewardModel:
         return Guard(self.guard, gain, len(followed.log_loss))
 
     def _drift(self, half_life: float | None) -> Drift:
-        return self.drift if half_life is None else replace(self.drift, half_life=half_life)
+        return self.drift if half_life is None else Drift.forgetting(half_life)
 
     def reward(self, prompt: Text, completions: Sequence[Text], user: Belief | None = None) -> Floats:
         """Posterior mean reward of each completion, in logits; the population's for `user` None.

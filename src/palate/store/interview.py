@@ -4,12 +4,14 @@ What is answered is on disk before the next question is chosen, and the next que
 disk: whoever asks goes on where anybody stopped.
 """
 
+from datetime import datetime
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
-from palate.rewards import DEFAULT_STRATEGY, Belief, Gaussian, Mixture, RewardModel
+from palate.feedback import Reply
+from palate.rewards import DEFAULT_STRATEGY, Belief, Gaussian, Guard, Mixture, RewardModel
 from palate.rewards.elicitation import next_query, pairs_in
 from palate.store.records import StoredQuery, User
 from palate.store.repository import Store
@@ -50,6 +52,18 @@ def posterior_of(store: Store, model: RewardModel, user: User, *, keep: bool = T
             expected_version=stored.version if stored else 0,
         )
     return belief
+
+
+def weigh(store: Store, model: RewardModel, user: User) -> Guard:
+    """Whether a person's answers support personalising."""
+    return model.weigh([said.record for said in store.evidence(user)], half_life=user.half_life_days)
+
+
+def turned(store: Store, model: RewardModel, user: User) -> datetime | None:
+    """When a person's taste turned last; None where it did not, or reversals are not looked for."""
+    said = [one for one in store.evidence(user) if not isinstance(one.record, Reply)]
+    since = int(model.follow([one.record for one in said], half_life=user.half_life_days).since[0]) if said else 0
+    return said[since].created_at if since else None
 
 
 def next_question(
