@@ -297,6 +297,12 @@ class RewardModel:
             belief = laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)
         return belief[0].leading(self.n_rewards)
 
+    def rows_of_people(self, people: Sequence[Sequence[Record]]) -> Observations:
+        """What each of U people said, as rows for their posteriors in one go."""
+        said = [_heard(evidence) for evidence in people]
+        user = np.repeat(np.arange(len(said)), [len(one) for one in said])
+        return self.observations([record for one in said for record in one], user, len(said))
+
     def follow(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Followed:
         """One person's evidence taken in record by record: when their taste turned, and how well each was foretold.
 

@@ -49,6 +49,29 @@ def posteriors(
             yield waiting.popleft().result()
 
 
+def ray_posteriors(
+    batches: Iterable[Observations], prior: Belief, lapse: float = 0.0, *, tolerance: float = 1e-6
+) -> Iterator[Belief]:
+    """As `posteriors`, on the Ray cluster that `palate.encoders.distributed.connect` has joined.
+
+    Twice as many batches as there are cores are on their way at once; the others are not made before.
+    """
+    import ray
+
+    @ray.remote(num_cpus=1)
+    def task(batch: Observations) -> Belief:
+        return laplace_posterior(batch, prior, lapse, tolerance=tolerance)
+
+    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[object] = deque()
+    for batch in batches:
+        waiting.append(task.remote(batch))
+        if len(waiting) >= at_once:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
+
+
 def in_batches(observations: Observations, size: int = BATCH) -> Iterator[Observations]:
     """Cut rows between people, so many people a batch; who has no rows keeps their place.
 
