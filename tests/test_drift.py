@@ -114,7 +114,9 @@ def test_each_row_is_foretold_by_what_was_known_before_it():
         belief = follow(before, elapsed[:i], GAUSSIAN, 0.03, Drift(half_life=5.0)).belief
         now = relax(as_mixture(belief), GAUSSIAN, np.array([2.0 ** (-elapsed[i] / 5.0)]))
         p = predict(now, said.v[None, i : i + 1], 0.03)[0, 0]
-        assert_allclose(followed.log_loss[i], -said.label[i] * np.log(p) - (1 - said.label[i]) * np.log1p(-p), atol=1e-6)
+        assert_allclose(
+            followed.log_loss[i], -said.label[i] * np.log(p) - (1 - said.label[i]) * np.log1p(-p), atol=1e-6
+        )
     assert_allclose(followed.prior_log_loss, row_loss(GAUSSIAN, said, 0.03))
 
 
@@ -147,7 +149,9 @@ def test_after_a_reversal_the_belief_is_that_of_who_began_there():
     for user in np.flatnonzero(followed.since):
         mine = np.flatnonzero(said.user == user)[followed.since[user] :]
         rest = Observations(said.v[mine], said.label[mine], said.weight[mine], np.zeros(len(mine), int), 1)
-        assert_allclose(followed.belief.mean[user], follow(rest, np.ones(len(mine)), ONE, 0.03).belief.mean[0], atol=1e-5)
+        assert_allclose(
+            followed.belief.mean[user], follow(rest, np.ones(len(mine)), ONE, 0.03).belief.mean[0], atol=1e-5
+        )
 
 
 def test_a_reversal_is_believed_from_its_bayes_factor_on():

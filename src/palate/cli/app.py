@@ -47,6 +47,7 @@ app.command()(models.evaluate)
 app.command()(people.onboard)
 app.command()(people.rank)
 app.command()(people.explain)
+app.command()(people.refit)
 app.command()(bench.bench)
 
 

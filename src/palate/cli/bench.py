@@ -10,7 +10,9 @@ from palate.cli.common import JsonOption, SeedOption, print_json, progress, stdo
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="facets, jester, hh, encoder, or finetune.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="facets, jester, hh, drift, scale, growth, encoder, or finetune.")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and strategies, in a minute or two.")] = False,
     data: Annotated[
         Path | None,

@@ -52,6 +52,24 @@ DatabaseOption = Annotated[
 ]
 
 
+def _engine(name: str) -> str:
+    if name not in ("local", "ray"):
+        raise typer.BadParameter(f"{name!r} is no engine; choose local or ray")
+    return name
+
+
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", callback=_engine, help="Where the work is done: local, or ray, on a cluster or these cores."
+    ),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Of a Ray cluster; without one it is started here.", show_default=False),
+]
+
+
 def _strategy(name: str) -> str:
     from palate.rewards import STRATEGIES
 

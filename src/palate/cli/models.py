@@ -8,9 +8,11 @@ import typer
 
 from palate.cli.common import (
     ColumnsOption,
+    EngineOption,
     FilesArgument,
     JsonOption,
     ModelArgument,
+    RayAddressOption,
     SeedOption,
     SkipOption,
     StrategyOption,
@@ -138,6 +140,8 @@ def fit(
         typer.Option(metavar="DIR", help="Keep checkpoints of the tuning here, and go on from them after a kill."),
     ] = None,
     columns: ColumnsOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     half_life: Annotated[
         str,
         typer.Option(
@@ -162,12 +166,22 @@ def fit(
     said = read(feedback, skip_bad_lines, columns)
     if said.replies:
         note(f"{len(said.replies):,} replies are left out; a fit reads comparisons and ratings")
+    reader = load_encoder(encoder)
+    if engine == "ray":
+        from palate.encoders.distributed import RayEncoder, connect
+
+        if finetune != "none":
+            raise InputError(
+                "--engine ray reads with a frozen encoder; for tuning use accelerate launch, or leave it out"
+            )
+        connect(ray_address)
+        reader = RayEncoder(reader)
     # A callback has checked what `finetune` may be.
     tuning = None if finetune == "none" else Finetune(finetune, checkpoints=checkpoints)  # type: ignore[arg-type]
     with progress() as told:
         model = fit_model(
             said,
-            load_encoder(encoder),
+            reader,
             rank="auto" if rank == "auto" else int(rank),
             seed=seed,
             finetune=tuning,

@@ -10,14 +10,17 @@ import typer
 
 from palate.cli.common import (
     DatabaseOption,
+    EngineOption,
     JsonOption,
     ModelArgument,
+    RayAddressOption,
     SeedOption,
     StrategyOption,
     UnusedSeedOption,
     note,
     plain,
     print_json,
+    progress,
     short,
     stderr,
     stdout,
@@ -318,3 +321,39 @@ def as_object(told: "Explanation") -> dict[str, object]:
         "axes": [asdict(axis) for axis in told.axes],
         "example": asdict(told.example) if told.example else None,
     }
+
+
+def refit(
+    model: ModelArgument,
+    database: DatabaseOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
+    seed: UnusedSeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute everybody's posterior under a new model, which the old one need not wait for.
+
+    Killed and run again, it goes on where it stopped.
+    """
+    from palate.rewards import RewardModel
+    from palate.rewards.refit import posteriors, ray_posteriors
+    from palate.store import Store
+    from palate.store.refit import refit as compute
+
+    reward_model = RewardModel.load(model)
+    if engine == "ray":
+        from palate.encoders.distributed import connect
+
+        connect(ray_address)
+    with Store.open(database, create=False) as store, progress() as told:
+        done = compute(
+            store,
+            reward_model,
+            model,
+            engine=ray_posteriors if engine == "ray" else posteriors,
+            progress=lambda people: told("People", people, people),
+        )
+    if as_json:
+        print_json({"fingerprint": reward_model.fingerprint, **done})
+        return
+    stdout().print(f"{done['computed']:,} people computed, {done['current']:,} were up to date")

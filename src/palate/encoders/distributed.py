@@ -1,4 +1,4 @@
-"""Reading texts on a Ray cluster: the same vectors as the encoder it wraps, by as many of its copies as there are cores.
+"""Reading texts on a Ray cluster: the vectors of the encoder it wraps, by as many of its copies as there are cores.
 
 Ray Data cuts the texts into blocks and hands them to actors that each hold a copy of the encoder, loaded by name where
 they run: a folder must be reachable from there. What comes back is put in order again.
@@ -35,12 +35,21 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address=address, include_dashboard=None if address else False, logging_level="error", log_to_driver=False)
+        here: dict[str, bool] = {} if address else {"include_dashboard": False}
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **here)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"at {address!r} " if address else ""
         raise EncoderError(f"No Ray cluster {where}can be used ({error}); start one with: ray start --head") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+
+
+def cores() -> int:
+    """How many cores the joined cluster has, 1 or more."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1)))
 
 
 @dataclass(frozen=True)
@@ -84,14 +93,14 @@ class RayEncoder:
 
         if not prompts:
             return self.encoder.encode(prompts, completions)
-        copies = self.copies or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        rows = [{"row": i, "prompt": p, "completion": c} for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
+        pairs = zip(prompts, completions, strict=True)
+        rows = [{"row": i, "prompt": prompt, "completion": completion} for i, (prompt, completion) in enumerate(pairs)]
         read = ray.data.from_items(rows).map_batches(
             _Reader,
             fn_constructor_args=(self.name, self.revision),
             batch_size=_BLOCK,
             batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=copies),
+            compute=ray.data.ActorPoolStrategy(size=self.copies or cores()),
             num_cpus=1,
         )
         out, done = np.empty((len(prompts), self.width), np.float32), 0

@@ -58,12 +58,14 @@ def ray_posteriors(
     """
     import ray
 
+    from palate.encoders.distributed import cores
+
     @ray.remote(num_cpus=1)
     def task(batch: Observations) -> Belief:
         return laplace_posterior(batch, prior, lapse, tolerance=tolerance)
 
-    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: deque[object] = deque()
+    at_once = 2 * cores()
+    waiting: deque[ray.ObjectRef[Belief]] = deque()
     for batch in batches:
         waiting.append(task.remote(batch))
         if len(waiting) >= at_once:

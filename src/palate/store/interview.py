@@ -41,17 +41,24 @@ def posterior_of(store: Store, model: RewardModel, user: User, *, keep: bool = T
         return kept if stored.weights is None else Mixture(stored.weights, kept)
     belief = model.posterior([said.record for said in store.evidence(user)], half_life=user.half_life_days)
     if keep:
-        parts = belief.parts if isinstance(belief, Mixture) else belief
-        store.save_posterior(
-            user,
-            model.fingerprint,
-            parts.mean,
-            parts.cov,
-            weights=belief.weights if isinstance(belief, Mixture) else None,
-            evidence_count=count,
-            expected_version=stored.version if stored else 0,
-        )
+        keep_posterior(store, model, user, belief, evidence_count=count, version=stored.version if stored else 0)
     return belief
+
+
+def keep_posterior(
+    store: Store, model: RewardModel, user: User, belief: Belief, *, evidence_count: int, version: int
+) -> None:
+    """Keep a posterior for the next time, unless another one was kept since `version`."""
+    parts = belief.parts if isinstance(belief, Mixture) else belief
+    store.save_posterior(
+        user,
+        model.fingerprint,
+        parts.mean,
+        parts.cov,
+        weights=belief.weights if isinstance(belief, Mixture) else None,
+        evidence_count=evidence_count,
+        expected_version=version,
+    )
 
 
 def weigh(store: Store, model: RewardModel, user: User) -> Guard:
