@@ -110,9 +110,9 @@ def _table(figures: Mapping[str, float], parts: Sequence[str]) -> str:
         auc = [interval(figures, f"auc.{kind}.after_{t}.{size}") for t in _AT]
         rows.append([f"{size.replace('-', ', ')} {_NAMES[kind]}", f"{figures[f'comparisons.{part}']:,.0f}", *auc])
     return (
-        "# Growth\n\nOne thing less at a time than 112 people, 80 comparisons of each, 80 prompts, layers 1 to 4. AUC on "
-        "new people of unseen kinds, on unseen prompts, before any answer and after 10; in brackets 95 % intervals over "
-        f"kinds.\n\n{markdown(['fitted on', 'comparisons', 'before', 'after 10'], rows)}"
+        "# Growth\n\nOne thing less at a time than 112 people, 80 comparisons of each, 80 prompts, layers 1 to 4. AUC "
+        "on new people of unseen kinds, on unseen prompts, before any answer and after 10; in brackets 95 % intervals "
+        f"over kinds.\n\n{markdown(['fitted on', 'comparisons', 'before', 'after 10'], rows)}"
     )
 
 

@@ -4,6 +4,7 @@ Ray Data cuts the texts into blocks and hands them to actors that each hold a co
 they run: a folder must be reachable from there. What comes back is put in order again.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     try:
-        here: dict[str, bool] = {} if address else {"include_dashboard": False}
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **here)
+        dashboard = None if address else False
+        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"at {address!r} " if address else ""
         raise EncoderError(f"No Ray cluster {where}can be used ({error}); start one with: ray start --head") from error
