@@ -31,6 +31,7 @@ def test_the_commands():
         "onboard",
         "rank",
         "explain",
+        "refit",
         "bench",
     ]
 

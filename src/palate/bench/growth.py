@@ -99,7 +99,6 @@ _NAMES = {
     "people": "people",
     "each": "comparisons of each",
     "prompts": "prompts",
-    "layers": "layers of the encoder that are read",
 }
 
 
@@ -108,7 +107,8 @@ def _table(figures: Mapping[str, float], parts: Sequence[str]) -> str:
     for part in parts:
         kind, _, size = part.partition(".")
         auc = [interval(figures, f"auc.{kind}.after_{t}.{size}") for t in _AT]
-        rows.append([f"{size.replace('-', ', ')} {_NAMES[kind]}", f"{figures[f'comparisons.{part}']:,.0f}", *auc])
+        what = f"layers read: {size.replace('-', ', ')}" if kind == "layers" else f"{size} {_NAMES[kind]}"
+        rows.append([what, f"{figures[f'comparisons.{part}']:,.0f}", *auc])
     return (
         "# Growth\n\nOne thing less at a time than 112 people, 80 comparisons of each, 80 prompts, layers 1 to 4. AUC "
         "on new people of unseen kinds, on unseen prompts, before any answer and after 10; in brackets 95 % intervals "

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from palate.cli.common import (
     stdout,
 )
 from palate.errors import InputError
+
+if TYPE_CHECKING:
+    from palate.rewards import RewardModel
 
 EncoderOption = Annotated[
     str,
@@ -159,7 +162,7 @@ def fit(
     from palate.encoders import load_encoder
     from palate.rewards import fit as fit_model
     from palate.rewards.finetuning import Finetune, is_main_process
-    from palate.rewards.folder import check_target, counted
+    from palate.rewards.folder import check_target
 
     started = time.perf_counter()
     check_target(output)
@@ -205,13 +208,21 @@ def fit(
             }
         )
         return
+    _tell(model, seconds, half_life, tuned=tuning is not None)
+    stdout().print(f"Written to {output}", markup=False)
+
+
+def _tell(model: "RewardModel", seconds: float, half_life: str, tuned: bool) -> None:
+    """What a fit found, for people."""
+    from palate.rewards.folder import counted
+
     f = model.figures
     console = stdout()
     console.print(f"{model.n_rewards} base rewards from {counted(f)} of {f['users']:,.0f} people, in {seconds:.0f} s")
     measured = [f"{f[key]:.2f} after {t} answers" for t in (0, 5, 10) if (key := f"held_out_auc.{t}") in f]
     if "ratings" in f:
         console.print(f"A rating counts {model.ratings.weight:.1f} times as much as a choice")
-    if tuning and not model.finetune:
+    if tuned and not model.finetune:
         console.print("No epoch of tuning helped people left out: the encoder stays as it was")
     if model.drift.moves:
         console.print(f"Half of what is known of a person is forgotten after {model.drift.half_life:g} days")
@@ -219,7 +230,6 @@ def fit(
         console.print("Forgetting does not foretell people's dated answers better: nothing is forgotten")
     if measured:
         console.print("AUC for people and prompts left out, questions at random: " + ", ".join(measured))
-    console.print(f"Written to {output}", markup=False)
 
 
 def _counts(text: str) -> list[int]:
