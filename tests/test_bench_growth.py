@@ -37,7 +37,7 @@ def test_the_slope_is_that_of_a_power_law():
 
 def test_a_picture_with_logarithmic_axes_is_drawn():
     picture = Picture(
-        "Title", "people", "seconds", (10, 100, 1000), [Line("s", "one", "#000000"), Line("m", "two", "#555555")], True
+        "Title", "people", "seconds", (10, 100, 1000), [Line("s", "one", "#000000"), Line("m", "two", "#555555")], "log"
     )
     figures = {f"s.{n}": n / 10 for n in (10, 100, 1000)} | {f"m.{n}": 5.0 for n in (10, 100, 1000)}
     assert draw(picture, figures, "png")[:4] == b"\x89PNG"

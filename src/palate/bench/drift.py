@@ -286,11 +286,12 @@ def _picture() -> Picture:
         title="A taste that turns after 20 days",
         x_label="days, an answer each",
         y_label="AUC on who the person is that day; bands: 95 % over kinds",
-        x=_SHOWN,
+        x=range(_DAYS + 1),
         lines=[
             Line("auc.short", f"half-life of {_SHORT:g} days", "#d55e00"),
             Line("auc.both", "learned half-life", "#0072b2"),
             Line("auc.reversal", "reversals looked for", "#007a5a"),
             Line("auc.none", "nothing is forgotten", "#57534e"),
         ],
+        scale="linear",
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -45,7 +45,8 @@ class Picture:
         y_label: of the figures.
         x: the counts, ascending.
         lines: the methods.
-        log: whether both axes are logarithmic.
+        scale: of the counts: ``answers`` (each further one tells less than the one before), ``linear``, or ``log`` for
+            both axes.
     """
 
     title: str
@@ -53,7 +54,7 @@ class Picture:
     y_label: str
     x: Sequence[int]
     lines: Sequence[Line] = field(default_factory=list)
-    log: bool = False
+    scale: Literal["answers", "linear", "log"] = "answers"
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,12 @@ def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
     with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
         figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        if picture.log:
+        if picture.scale == "log":
             axes.set(xscale="log", yscale="log")
-        else:
-            # Each further answer tells less than the one before.
+        elif picture.scale == "answers":
             axes.set_xscale("function", functions=(np.log1p, np.expm1))
-        axes.set_xticks(list(picture.x), [f"{x:,}" for x in picture.x], minor=False)
+        if picture.scale != "linear":
+            axes.set_xticks(list(picture.x), [f"{x:,}" for x in picture.x], minor=False)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -226,13 +227,13 @@ def _draw_line(axes: "Axes", line: Line, x: Sequence[int], figures: Mapping[str,
     if all(f"{keys[place]}.low" in figures for place in at):
         low, high = ([figures[keys[place] + suffix] for place in at] for suffix in (".low", ".high"))
         axes.fill_between(at, low, high, color=line.colour, alpha=0.16, linewidth=0)
-    axes.plot(at, value, color=line.colour, linewidth=2, marker=None if level else "o", markersize=4.5)
+    axes.plot(at, value, color=line.colour, linewidth=2, marker=None if level or len(at) > 20 else "o", markersize=4.5)
     return value[-1]
 
 
 def _label(axes: "Axes", picture: Picture, ends: Sequence[float]) -> None:
     """Put each label at its line's end, no two closer than a line of text."""
-    unit = np.log10 if picture.log else np.asarray
+    unit = np.log10 if picture.scale == "log" else np.asarray
     bottom, top = unit(axes.get_ylim())
     order = np.argsort(ends)
     gaps = 0.062 * (top - bottom) * np.arange(len(ends))
@@ -242,7 +243,7 @@ def _label(axes: "Axes", picture: Picture, ends: Sequence[float]) -> None:
         line = picture.lines[i]
         axes.annotate(
             line.label,
-            xy=(picture.x[-1], 10**y if picture.log else y),
+            xy=(picture.x[-1], 10**y if picture.scale == "log" else y),
             xytext=(9, 0),
             textcoords="offset points",
             color=line.colour,

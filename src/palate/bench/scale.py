@@ -116,5 +116,5 @@ def _picture(sizes: tuple[int, ...]) -> Picture:
         y_label="seconds, and most memory of the process in MB; both axes logarithmic",
         x=sizes,
         lines=[Line("seconds", "seconds", "#d55e00"), Line("peak_memory_mb", "memory, MB", "#0072b2")],
-        log=True,
+        scale="log",
     )
