@@ -41,12 +41,14 @@ def foretold(prior: Belief, said: Observations, answers: int) -> float:
 
 
 def test_two_planted_clusters_are_found():
-    said, which = clusters()
+    said, which = clusters(each=100)
     prior = fit_prior(said, 0.0, parts=2)
     assert isinstance(prior, Mixture)
     distance = np.linalg.norm(prior.parts.mean[:, None] - CENTRES, axis=-1)
     part, centre = linear_sum_assignment(distance)
+    # Within a tenth of how far they are apart: imagined people and modes of few answers both draw them together.
     assert (distance[part, centre] < 0.6).all()
+    assert_allclose(np.diagonal(prior.parts.cov, axis1=1, axis2=2), 0.16, atol=0.05)
     order = part[np.argsort(centre)]
     assert_allclose(prior.weights[order], [np.mean(which == 0), np.mean(which == 1)], atol=0.03)
     # People are told apart by what they said.
