@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from tests.support import Planted, planted
 
 from palate.rewards import calibration
 from palate.rewards.calibration import LAPSE, Calibration, cross_fit
 from palate.rewards.factorization import Choices, fit_weights
 from palate.rewards.population import fit_prior
-from palate.rewards.posterior import Gaussian, Observations, laplace_posterior
+from palate.rewards.posterior import Gaussian, Mixture, Observations, laplace_posterior
 
 
 def grouped(truth: Planted, groups: int) -> Choices:
@@ -125,3 +125,60 @@ def test_a_calibration_scales_mean_and_deviation():
     scaled = Calibration(mean_scale=2.0, spread_scale=3.0).apply(Gaussian(np.array([1.0, 0.0]), np.eye(2)))
     assert_allclose(scaled.mean, [2, 0])
     assert_allclose(scaled.cov, 9 * np.eye(2))
+
+
+def test_a_mixture_is_scaled_as_a_whole():
+    prior = Mixture(np.array([0.25, 0.75]), Gaussian(np.array([[4.0, 0.0], [0.0, 2.0]]), np.stack([np.eye(2)] * 2)))
+    scaled = Calibration(mean_scale=2.0, spread_scale=3.0).apply(prior)
+    assert_allclose(scaled.mean, 2 * prior.mean)
+    assert_allclose(scaled.cov, 9 * prior.cov)
+    # The parts keep their places: so many deviations of the whole from its mean.
+    assert_allclose(scaled.parts.mean - scaled.mean, 3 * (prior.parts.mean - prior.mean))
+    assert_array_equal(scaled.weights, prior.weights)
+
+
+def in_camps(camps: int) -> Planted:
+    """People who fall into so many camps along the axis beside the population's; 0 for one round cloud."""
+    truth = planted(users=64, each=40, rank=1, prompts=24)
+    if not camps:
+        return truth
+    rng = np.random.default_rng(1)
+    own = np.where(np.arange(64) % camps, 1.0, -1.0) * 4.0 + 0.2 * rng.standard_normal(64)
+    tastes = np.column_stack([np.ones(64), own])
+    first, other = truth.choices.chosen, truth.choices.rejected
+    logit = np.sum((truth.z[first] - truth.z[other]) * (tastes @ truth.base)[truth.choices.user], axis=1)
+    flip = rng.random(len(logit)) > 1 / (1 + np.exp(-logit))
+    chosen, rejected = np.where(flip, other, first), np.where(flip, first, other)
+    return Planted(truth.z, truth.base, tastes, replace(truth.choices, chosen=chosen, rejected=rejected))
+
+
+@pytest.mark.parametrize(("camps", "several"), [(0, False), (2, True)], ids=["one cloud", "two camps"])
+def test_more_parts_are_kept_where_people_fall_into_camps(camps, several):
+    truth = in_camps(camps)
+    found = cross_fit(truth.z, truth.choices, 2)
+    assert (found.parts > 1) == several
+    assert len(found.losses) == 64
+
+
+def test_parts_are_kept_only_for_a_gain_of_more_than_a_standard_error():
+    one = Calibration(losses=np.full(100, 5.0))
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(100)
+    noise -= noise.mean()
+    for gain, better in ((0.0, False), (0.05, False), (0.2, True), (-0.2, False)):
+        # Of 100 groups with deviation 1, the standard error of the mean gain is 0.1.
+        other = Calibration(losses=5.0 - gain - noise / noise.std(ddof=1))
+        assert other.foretells_better_than(one) == better
+    assert not Calibration(losses=np.zeros(1)).foretells_better_than(Calibration(losses=np.ones(1)))
+
+
+def test_the_guard_starts_above_nothing_where_people_differ_and_near_it_where_they_do_not():
+    truth = in_camps(2)
+    differ = cross_fit(truth.z, truth.choices, 2)
+    assert differ.guard > 1.0
+    rng = np.random.default_rng(2)
+    coin = rng.random(len(truth.choices.user)) < 0.5
+    chosen = np.where(coin, truth.choices.chosen, truth.choices.rejected)
+    rejected = np.where(coin, truth.choices.rejected, truth.choices.chosen)
+    nobody = cross_fit(truth.z, replace(truth.choices, chosen=chosen, rejected=rejected), 2)
+    assert nobody.guard < 0.5
