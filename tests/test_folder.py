@@ -109,19 +109,25 @@ def test_weights_of_parts_that_were_changed_are_refused(mixed, tmp_path, weights
     assert refused(path) == broken(path, reason)
 
 
-def test_a_folder_of_the_first_format_is_read(saved):
-    config = json.loads((saved / "config.json").read_text("utf-8"))
+def test_a_folder_of_the_first_format_is_read(tmp_path):
+    model, path = fitted(), tmp_path / "model"
+    fields = ("offset", "weights", "lapse", "encoder_name", "encoder_revision", "known")
+    prior = Gaussian(model.prior.mean, model.prior.cov)
+    plain = RewardModel(prior=prior, **{name: getattr(model, name) for name in fields})
+    plain.save(path)
+    # It knew of no drift, no guard, and no level of ratings.
+    config = json.loads((path / "config.json").read_text("utf-8"))
     older = {name: value for name, value in config.items() if name not in ("drift", "guard")} | {"format": 1}
-    (saved / "config.json").write_text(json.dumps(older), "utf-8")
-    tensors = load_file(saved / "model.safetensors")
-    save_file(
-        {name: array for name, array in tensors.items() if name != "ratings.level"}, saved / "model.safetensors"
-    )
-    model = RewardModel.load(saved)
-    assert isinstance(model.prior, Gaussian)
-    assert (model.fingerprint, model.guard, model.drift.moves) == (fitted().fingerprint, 0.0, False)
-    assert not model.level.any()
-    assert_array_equal(model.prior.mean, fitted().prior.mean)
+    (path / "config.json").write_text(json.dumps(older), "utf-8")
+    tensors = load_file(path / "model.safetensors")
+    del tensors["ratings.level"]
+    save_file(tensors, path / "model.safetensors")
+    loaded = RewardModel.load(path)
+    assert isinstance(loaded.prior, Gaussian)
+    assert (loaded.fingerprint, loaded.guard, loaded.drift.moves) == (plain.fingerprint, 0.0, False)
+    assert not loaded.level.any()
+    assert_array_equal(loaded.prior.mean, prior.mean)
+    assert_array_equal(loaded.prior.cov, prior.cov)
 
 
 HARD = [

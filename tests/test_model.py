@@ -266,11 +266,12 @@ def test_the_fingerprint_tells_of_whatever_a_posterior_depends_on():
     other_phi = type(model.known)(
         model.known.prompts, model.known.completions, model.known.phi + 1e-6, model.known.styles
     )
-    two = Gaussian(np.stack([model.prior.mean] * 2), np.stack([model.prior.cov] * 2))
+    one = Gaussian(model.prior.mean, model.prior.cov)
+    two = one.parts[np.zeros(2, int)]
     changes: list[dict[str, object]] = [
         {"prior": Mixture(np.array([0.5, 0.5]), two)},
         {"prior": Mixture(np.array([0.5 - 1e-9, 0.5 + 1e-9]), two)},
-        {"prior": Mixture(np.ones(1), model.prior.parts)},
+        {"prior": Mixture(one.weights, one.parts)},
         {"offset": model.offset + 1},
         {"weights": model.weights * 2},
         {"prior": Gaussian(model.prior.mean + 1e-9, model.prior.cov)},
