@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import norm
 from tests.support import Planted, planted
 
 from palate.rewards import calibration
@@ -138,7 +139,7 @@ def test_a_mixture_is_scaled_as_a_whole():
     assert_array_equal(scaled.weights, prior.weights)
 
 
-PEOPLE = 48
+PEOPLE = 64
 
 
 def choices_of(own: Floats) -> tuple[Floats, Choices]:
@@ -154,7 +155,8 @@ def choices_of(own: Floats) -> tuple[Floats, Choices]:
 
 @cache
 def cross_fitted(kind: str) -> Calibration:
-    noise = np.random.default_rng(0).standard_normal(PEOPLE)
+    # A cloud as round as so many people can be.
+    noise = np.random.default_rng(0).permutation(norm.ppf((np.arange(PEOPLE) + 0.5) / PEOPLE))
     own = 0.7 * noise if kind == "one cloud" else np.where(np.arange(PEOPLE) % 2, 4.0, -4.0) + 0.2 * noise
     return cross_fit(*choices_of(own), 2)
 

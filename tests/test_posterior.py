@@ -1,4 +1,4 @@
-"""A person's posterior, Gaussian or mixture, against scipy's minimiser, torch's derivatives, brute-force grids, and laws."""
+"""A person's posterior, against scipy's minimiser, torch's derivatives, brute-force grids, and laws."""
 
 from collections.abc import Callable
 
