@@ -13,6 +13,7 @@ from palate.rewards.population import fit_prior
 from palate.rewards.posterior import (
     Floats,
     Gaussian,
+    Mixture,
     Observations,
     laplace_posterior,
     negative_log_likelihood,
@@ -185,6 +186,29 @@ def test_the_gauge_changes_no_reward_and_no_belief(lapse):
     after = laplace_posterior(truth.choices.observations(phi_turned), unit, lapse)
     v = np.random.default_rng(3).standard_normal((20, 6, 12))
     assert_allclose(predict(after, v @ turned.T), predict(before, v @ weights.T), atol=1e-7)
+
+
+def test_the_gauge_of_a_mixture_changes_no_prediction_and_its_whole_has_unit_spread():
+    truth = planted(users=20, each=15, rank=2, features=12)
+    weights = fit_weights(truth.z, truth.choices, 3, 0.05, PENALTIES)
+    phi = truth.z @ weights.T
+    root = np.random.default_rng(2).standard_normal((2, 3, 3))
+    parts = Gaussian(np.array([[1.0, -0.5, 0.2], [0.5, 2.0, -1.0]]), root @ root.swapaxes(1, 2) + 0.2 * np.eye(3))
+    prior = Mixture(np.array([0.3, 0.7]), parts)
+    turned, unit = fix_gauge(weights, prior, truth.choices, truth.z, 0.05)
+    phi_turned = truth.z @ turned.T
+    assert_allclose(unit.cov, np.eye(3), atol=1e-9)
+    assert (unit.mean >= 0).all()
+    assert_array_equal(unit.weights, prior.weights)
+    # Part by part: λ · φ is what it was.
+    for k in range(2):
+        for was, now in zip(prior.parts[k].of(phi), unit.parts[k].of(phi_turned), strict=True):
+            assert_allclose(now, was, atol=1e-9)
+    before = laplace_posterior(truth.choices.observations(phi), prior, 0.05)
+    after = laplace_posterior(truth.choices.observations(phi_turned), unit, 0.05)
+    assert_allclose(after.weights, before.weights, atol=1e-7)
+    v = np.random.default_rng(3).standard_normal((20, 6, 12))
+    assert_allclose(predict(after, v @ turned.T), predict(before, v @ weights.T), atol=1e-6)
 
 
 def test_varimax_finds_a_planted_rotation():

@@ -11,7 +11,7 @@ from tests.support import PlantedEncoder, fitted
 
 from palate.errors import InputError, ModelError
 from palate.feedback import Comparison, Feedback, Rating, Record
-from palate.rewards import RewardModel, fit, folder
+from palate.rewards import Gaussian, Mixture, RewardModel, fit, folder
 
 FILES = ["README.md", "completions.jsonl", "config.json", "model.safetensors"]
 
@@ -62,6 +62,72 @@ def test_saving_what_was_loaded_gives_the_same_files(saved, tmp_path):
     assert [(tmp_path / "again" / name).read_bytes() for name in FILES] == [
         (saved / name).read_bytes() for name in FILES
     ]
+
+
+@pytest.fixture
+def mixed() -> RewardModel:
+    """The fitted model with a prior of two parts."""
+    model = fitted()
+    mean = np.stack([model.prior.mean + 0.5, model.prior.mean - 0.5])
+    prior = Mixture(np.array([0.25, 0.75]), Gaussian(mean, np.stack([model.prior.cov, model.prior.cov / 4])))
+    fields = ("offset", "weights", "lapse", "encoder_name", "encoder_revision", "known")
+    return RewardModel(prior=prior, **{name: getattr(model, name) for name in fields})
+
+
+def test_a_mixture_comes_back(mixed, tmp_path):
+    mixed.save(tmp_path / "model")
+    model = RewardModel.load(tmp_path / "model")
+    assert isinstance(model.prior, Mixture)
+    assert model.fingerprint == mixed.fingerprint != fitted().fingerprint
+    assert_array_equal(model.prior.weights, mixed.prior.weights)
+    assert_array_equal(model.prior.parts.mean, mixed.prior.parts.mean)
+    assert_array_equal(model.prior.parts.cov, mixed.prior.parts.cov)
+    prompt, completion = model.known.prompts[0], model.known.completions[:2]
+    said: list[Record] = [Comparison(user_id="ann", prompt=prompt, chosen=completion[1], rejected=completion[0])]
+    one, two = model.posterior(said), mixed.posterior(said)
+    assert one.weights.shape == (2,)
+    assert_array_equal(one.weights, two.weights)
+    assert_array_equal(one.parts.mean, two.parts.mean)
+    model.save(tmp_path / "again")
+    assert [(tmp_path / "again" / name).read_bytes() for name in FILES] == [
+        (tmp_path / "model" / name).read_bytes() for name in FILES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (np.ones(3) / 3, "config.json or completions.jsonl is cut short or changed"),
+        (np.array([0.75, 0.25]), "model.safetensors does not match config.json"),
+    ],
+    ids=["too many", "others"],
+)
+def test_weights_of_parts_that_were_changed_are_refused(mixed, tmp_path, weights, reason):
+    path = tmp_path / "model"
+    mixed.save(path)
+    save_file({**load_file(path / "model.safetensors"), "prior.weights": weights}, path / "model.safetensors")
+    assert refused(path) == broken(path, reason)
+
+
+def test_a_folder_of_the_first_format_is_read(tmp_path):
+    model, path = fitted(), tmp_path / "model"
+    fields = ("offset", "weights", "lapse", "encoder_name", "encoder_revision", "known")
+    prior = Gaussian(model.prior.mean, model.prior.cov)
+    plain = RewardModel(prior=prior, **{name: getattr(model, name) for name in fields})
+    plain.save(path)
+    # It knew of no drift, no guard, and no level of ratings.
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    older = {name: value for name, value in config.items() if name not in ("drift", "guard")} | {"format": 1}
+    (path / "config.json").write_text(json.dumps(older), "utf-8")
+    tensors = load_file(path / "model.safetensors")
+    del tensors["ratings.level"]
+    save_file(tensors, path / "model.safetensors")
+    loaded = RewardModel.load(path)
+    assert isinstance(loaded.prior, Gaussian)
+    assert (loaded.fingerprint, loaded.guard, loaded.drift.moves) == (plain.fingerprint, 0.0, False)
+    assert not loaded.level.any()
+    assert_array_equal(loaded.prior.mean, prior.mean)
+    assert_array_equal(loaded.prior.cov, prior.cov)
 
 
 HARD = [

@@ -1,16 +1,18 @@
 """A stored person's posterior is the model's own of their evidence, kept while it is current."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 from tests.support import PlantedEncoder, people
 
 from palate.feedback import Comparison, Feedback, Rating, Record, Reply
-from palate.rewards import Belief, Gaussian, RewardModel, fit
+from palate.rewards import Belief, Gaussian, Mixture, RewardModel, fit
 from palate.store import Store, User
-from palate.store.interview import posterior_of
+from palate.store.interview import next_question, posterior_of
 
+NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
 ROWS = people(prompts=slice(0, 6), comparisons=20)
 
 
@@ -148,3 +150,47 @@ def test_a_newer_one_of_another_process_stays(store, model, ann, monkeypatch):
     monkeypatch.setattr(store, "save_posterior", save_after_another)
     posterior_of(store, model, ann)
     assert version(store, model, ann) == 1
+
+
+@pytest.fixture
+def mixed(store: Store, model: RewardModel) -> RewardModel:
+    """The same base rewards under a prior of two parts."""
+    mean = np.stack([model.prior.mean + 0.5, model.prior.mean - 0.5])
+    prior = Mixture(np.array([0.25, 0.75]), Gaussian(mean, np.stack([model.prior.cov, model.prior.cov / 4])))
+    fields = ("offset", "weights", "lapse", "encoder_name", "encoder_revision", "known")
+    other = RewardModel(prior=prior, **{name: getattr(model, name) for name in fields})
+    register(store, other)
+    return other
+
+
+def test_a_mixture_is_kept_and_comes_back_as_one(store, mixed, ann):
+    assert posterior_of(store, mixed, ann, keep=False).weights.tolist() == [0.25, 0.75]
+    store.append(ann, said(0))
+    computed, kept = posterior_of(store, mixed, ann), posterior_of(store, mixed, ann)
+    assert version(store, mixed, ann) == 1
+    assert isinstance(computed, Mixture) and isinstance(kept, Mixture)
+    assert computed.weights.tolist() != [0.25, 0.75]
+    for belief in (kept, of_evidence(store, mixed, ann)):
+        assert np.array_equal(belief.weights, computed.weights)
+        assert same(belief.parts, computed.parts)
+
+
+@pytest.mark.parametrize("query_strategy", ["v-optimal", "bald", "thompson"])
+def test_who_has_a_mixture_is_asked(store, mixed, ann, query_strategy):
+    question, answered = next_question(store, mixed, ann, answers=3, query_strategy=query_strategy)
+    assert question is not None and answered == 0
+    assert 0 < question.expected_information < np.log(2)
+
+
+def test_another_half_life_is_another_posterior_even_for_who_read_the_person_before(store, model, ann):
+    days = [said(i).model_copy(update={"created_at": NOON + timedelta(days=20 * i)}) for i in range(4)]
+    for record in days:
+        store.append(ann, record)
+    steady = posterior_of(store, model, ann)
+    forgetful = store.set_half_life(ann, 10.0)
+    # Still with the half-life of before: not kept.
+    assert same(posterior_of(store, model, ann), steady)
+    faded = posterior_of(store, model, forgetful)
+    assert not same(faded, steady)
+    assert same(faded, model.posterior([e.record for e in store.evidence(ann)], half_life=10.0))
+    assert same(posterior_of(store, model, forgetful), faded)

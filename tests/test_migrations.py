@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -158,6 +159,7 @@ def check_first_rows(store: Store) -> None:
     posterior = store.posterior(ann, "f1")
     assert posterior is not None
     assert (posterior.mean.tolist(), posterior.cov.tolist(), posterior.version) == ([1.0], [[2.0]], 3)
+    assert posterior.weights is None
     assert (pack(posterior.mean), pack(posterior.cov)) == (
         FIRST_ROWS["posterior"]["mean"],
         FIRST_ROWS["posterior"]["cov"],
@@ -168,6 +170,16 @@ def test_rows_of_the_first_schema_are_kept(first):
     with Store.open(first) as store:
         assert store.current_revision == HEAD
         check_first_rows(store)
+
+
+def test_a_mixture_can_follow_what_the_first_schema_kept(first):
+    with Store.open(first) as store:
+        ann = store.ensure_user("ann")
+        mean, cov, weights = np.zeros((2, 1)), np.ones((2, 1, 1)), np.array([0.25, 0.75])
+        version = store.save_posterior(ann, "f1", mean, cov, weights=weights, evidence_count=1, expected_version=3)
+        kept = store.posterior(ann, "f1")
+        assert kept is not None and kept.weights is not None
+        assert (version, kept.weights.tolist(), kept.mean.shape) == (4, [0.25, 0.75], (2, 1))
 
 
 def test_a_later_revision_can_rewrite_a_table_that_others_refer_to(first):

@@ -11,7 +11,7 @@ from tests.support import PlantedEncoder, comparison, evidence, fitted
 
 from palate.errors import EncoderError, InputError
 from palate.feedback import Rating, Record, Reply, Text
-from palate.rewards import Gaussian, RatingScale, RewardModel
+from palate.rewards import Gaussian, Mixture, RatingScale, RewardModel
 from palate.rewards import model as model_module
 
 
@@ -266,7 +266,12 @@ def test_the_fingerprint_tells_of_whatever_a_posterior_depends_on():
     other_phi = type(model.known)(
         model.known.prompts, model.known.completions, model.known.phi + 1e-6, model.known.styles
     )
+    one = Gaussian(model.prior.mean, model.prior.cov)
+    two = one.parts[np.zeros(2, int)]
     changes: list[dict[str, object]] = [
+        {"prior": Mixture(np.array([0.5, 0.5]), two)},
+        {"prior": Mixture(np.array([0.5 - 1e-9, 0.5 + 1e-9]), two)},
+        {"prior": Mixture(one.weights, one.parts)},
         {"offset": model.offset + 1},
         {"weights": model.weights * 2},
         {"prior": Gaussian(model.prior.mean + 1e-9, model.prior.cov)},

@@ -1,4 +1,4 @@
-"""A person's posterior, against scipy's minimiser, torch's derivatives, a brute-force grid, and laws."""
+"""A person's posterior, against scipy's minimiser, torch's derivatives, brute-force grids, and laws."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize
+from scipy.stats import multivariate_normal, norm
 
 from palate.errors import InputError
 from palate.rewards.posterior import (
     Floats,
     Gaussian,
+    Mixture,
     Observations,
     choice_probability,
     laplace_posterior,
@@ -259,3 +261,142 @@ def test_a_covariance_that_does_not_fit_is_refused():
     assert str(caught.value) == (
         "Covariance of shape (2, 2) does not fit a mean of shape (3,); give one (D, D) matrix per mean"
     )
+
+
+# Mixtures
+
+
+def parts_of(prior: Gaussian, parts: int, seed: int = 5) -> Mixture:
+    """A mixture of unequal parts around a prior."""
+    rng = np.random.default_rng(seed)
+    mean = prior.mean + rng.standard_normal((parts, len(prior.mean)))
+    scale = rng.uniform(0.3, 1.5, parts)[:, None, None]
+    return Mixture(rng.dirichlet(np.ones(parts)), Gaussian(mean, scale * prior.cov))
+
+
+@LAPSES
+def test_a_mixture_of_one_part_is_the_gaussian(lapse):
+    said, prior = problem()
+    plain = laplace_posterior(said, prior, lapse)
+    one = laplace_posterior(said, Mixture(prior.weights, prior.parts), lapse)
+    assert isinstance(plain, Gaussian) and isinstance(one, Mixture)
+    assert_array_equal(one.weights, 1.0)
+    assert_array_equal(one.parts.mean[:, 0], plain.mean)
+    assert_array_equal(one.parts.cov[:, 0], plain.cov)
+    v = np.random.default_rng(0).standard_normal((said.n_users, 4, 3))
+    assert_allclose(predict(one, v, lapse), predict(plain, v, lapse), rtol=1e-12)
+
+
+def log_likelihood(said: Observations, points: Floats, lapse: float) -> Floats:
+    """(G,) of one person's rows at (G, D) weights."""
+    p = lapse + (1 - 2 * lapse) / (1 + np.exp(-points @ said.v.T))
+    return np.asarray((np.log(p) * said.label + np.log1p(-p) * (1 - said.label)) @ said.weight)
+
+
+@LAPSES
+@pytest.mark.parametrize("rows", [1, 5, 20])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_parts_weigh_by_their_evidence_on_a_grid(dim, rows, lapse):
+    people, rng = 12, np.random.default_rng(rows)
+    mean = np.array([[-1.5, 0.5], [0.5, -1.0], [2.0, 1.0]])[:, :dim]
+    cov = np.array([[[0.5, 0.2], [0.2, 0.6]], [[1.0, 0.0], [0.0, 0.3]], [[0.4, -0.1], [-0.1, 1.0]]])[:, :dim, :dim]
+    prior = Mixture(np.array([0.5, 0.3, 0.2]), Gaussian(mean, cov))
+    v, user = rng.standard_normal((people * rows, dim)), np.repeat(np.arange(people), rows)
+    tastes = np.stack([prior.draw(rng) for _ in range(people)])[user]
+    label = (rng.random(len(v)) < choice_probability(np.sum(v * tastes, axis=1), lapse)).astype(float)
+    said = Observations.of(v, user, people, label)
+    belief = laplace_posterior(said, prior, lapse)
+    axis = np.linspace(-7, 7, 4_001 if dim == 1 else 281)
+    points = np.stack([part.ravel() for part in np.meshgrid(*[axis] * dim)], axis=1)
+    density = np.stack([multivariate_normal(m, s).pdf(points) for m, s in zip(mean, cov, strict=True)])
+    likelihood = np.exp([log_likelihood(alone(said, person), points, lapse) for person in range(people)])
+    evidence = prior.weights * (likelihood @ density.T)
+    exact = evidence / evidence.sum(axis=1, keepdims=True)
+    posterior = likelihood * (prior.weights @ density)
+    mean_of_all = posterior @ points / posterior.sum(axis=1, keepdims=True)
+    # Laplace is an approximation, of a shape that lapses bend further from a Gaussian's.
+    error = np.abs(belief.weights - exact)
+    assert error.max() < (0.05 if lapse else 0.03)
+    assert error.mean() < 0.01
+    assert np.abs(belief.mean - mean_of_all).max() < 0.3
+    # What was said moved the weights by far more than that.
+    assert np.abs(exact - prior.weights).mean() > 5 * error.mean()
+
+
+@LAPSES
+def test_each_part_is_updated_as_a_prior_of_its_own(lapse):
+    said, prior = problem()
+    mixed = parts_of(prior, 3)
+    belief = laplace_posterior(said, mixed, lapse)
+    assert_allclose(belief.weights.sum(axis=1), 1.0)
+    for k in range(3):
+        alone = laplace_posterior(said, mixed.parts[k], lapse)
+        assert_array_equal(belief.parts.mean[:, k], alone.mean)
+        assert_array_equal(belief.parts.cov[:, k], alone.cov)
+    # Who is silent keeps the prior, weights included.
+    assert_allclose(belief.weights[-1], mixed.weights)
+    assert_allclose(belief.parts.mean[-1], mixed.parts.mean)
+
+
+def test_equal_parts_keep_their_weights_and_the_order_of_parts_does_not_matter():
+    said, prior = problem()
+    twins = Mixture(np.array([0.3, 0.7]), Gaussian(np.tile(prior.mean, (2, 1)), np.tile(prior.cov, (2, 1, 1))))
+    assert_allclose(laplace_posterior(said, twins, 0.05).weights, np.tile(twins.weights, (said.n_users, 1)))
+    mixed, order = parts_of(prior, 3), np.array([2, 0, 1])
+    turned = laplace_posterior(said, Mixture(mixed.weights[order], mixed.parts[order]), 0.05)
+    assert_allclose(turned.weights, laplace_posterior(said, mixed, 0.05).weights[:, order])
+
+
+@LAPSES
+@pytest.mark.parametrize("parts", [1, 3])
+def test_everybody_may_have_a_prior_of_their_own(parts, lapse):
+    said, prior = problem()
+    users = said.n_users
+    mixes = [parts_of(prior, parts, seed) for seed in range(users)]
+    own = Mixture(
+        np.stack([mix.weights for mix in mixes]),
+        Gaussian(np.stack([mix.parts.mean for mix in mixes]), np.stack([mix.parts.cov for mix in mixes])),
+    )
+    together = laplace_posterior(said, own if parts > 1 else Gaussian(own.mean, own.cov), lapse)
+    for user, mix in enumerate(mixes):
+        single = laplace_posterior(alone(said, user), mix if parts > 1 else Gaussian(mix.mean, mix.cov), lapse)[0]
+        assert_allclose(together[user].weights, single.weights, atol=1e-9)
+        assert_allclose(together[user].parts.mean, single.parts.mean, atol=1e-9)
+        assert_allclose(together[user].parts.cov, single.parts.cov, atol=1e-9)
+
+
+def test_a_part_of_no_weight_stays_out():
+    said, prior = problem()
+    mixed = Mixture(np.array([1.0, 0.0]), parts_of(prior, 2).parts)
+    belief = laplace_posterior(said, mixed, 0.05)
+    assert_array_equal(belief.weights, np.tile([1.0, 0.0], (said.n_users, 1)))
+    assert_allclose(belief.mean, laplace_posterior(said, mixed.parts[0], 0.05).mean)
+
+
+@LAPSES
+def test_predictions_of_a_mixture_integrate_over_its_density(lapse):
+    weights, mean, deviation = np.array([0.2, 0.5, 0.3]), np.array([-3.0, 0.5, 2.0]), np.array([0.5, 1.0, 2.0])
+    belief = Mixture(weights, Gaussian(mean[:, None], (deviation**2)[:, None, None]))
+    logit = np.linspace(-25, 25, 50_001)
+    density = weights @ np.stack([norm(m, d).pdf(logit) for m, d in zip(mean, deviation, strict=True)])
+    exact = density @ (lapse + (1 - 2 * lapse) / (1 + np.exp(-logit))) / density.sum()
+    ours = predict(belief, np.array([[1.0], [-1.0]]), lapse)
+    assert_allclose(ours[0], exact, atol=0.01)  # the probit correction's own error
+    assert_allclose(ours.sum(), 1.0, atol=1e-12)
+
+
+@LAPSES
+@given(
+    v=arrays(np.float64, (6, 3), elements=st.floats(-1e3, 1e3)),
+    label=arrays(np.float64, 6, elements=st.floats(0, 1)),
+    apart=st.floats(0, 1e3),
+    size=st.floats(1e-6, 1e3),
+)
+def test_nothing_extreme_makes_a_mixture_infinite(lapse, v, label, apart, size):
+    mean = apart * np.array([[1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+    prior = Mixture(np.array([0.9, 0.1]), Gaussian(mean, size * np.tile(np.eye(3), (2, 1, 1))))
+    belief = laplace_posterior(Observations.of(v, np.repeat([0, 1], 3), 2, label), prior, lapse)
+    assert np.isfinite(belief.parts.mean).all() and np.isfinite(belief.cov).all()
+    assert_allclose(belief.weights.sum(axis=1), 1.0)
+    p = predict(belief, np.broadcast_to(v, (2, 6, 3)), lapse)
+    assert ((p >= lapse - 1e-12) & (p <= 1 - lapse + 1e-12)).all()

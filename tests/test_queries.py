@@ -7,73 +7,97 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import multivariate_normal
 
 from palate.errors import InputError
-from palate.rewards.posterior import Floats, Gaussian, Observations, laplace_posterior
+from palate.rewards.posterior import Belief, Floats, Gaussian, Mixture, Observations, laplace_posterior
 from palate.rewards.queries import STRATEGIES, choose, expected_information, pairs_within_prompts, strategy
 
+KINDS = pytest.mark.parametrize("parts", [0, 3], ids=["gaussian", "mixture"])
 EVERY = pytest.mark.parametrize("name", STRATEGIES)
 WITHOUT_CHANCE = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("thompson", "random")])
 
 
-def beliefs(people: int = 4, dim: int = 3) -> Gaussian:
+def gaussians(people: int = 4, dim: int = 3) -> Gaussian:
     rng = np.random.default_rng(1)
     root = rng.standard_normal((people, dim, dim))
     return Gaussian(rng.standard_normal((people, dim)), root @ root.swapaxes(1, 2) + 0.1 * np.eye(dim))
+
+
+def beliefs(parts: int = 0) -> Belief:
+    """Of four people: Gaussians for 0 parts, else mixtures."""
+    if not parts:
+        return gaussians()
+    each = gaussians(4 * parts)
+    weights = np.random.default_rng(3).dirichlet(np.ones(parts), 4)
+    return Mixture(weights, Gaussian(each.mean.reshape(4, parts, 3), each.cov.reshape(4, parts, 3, 3)))
 
 
 def pool(people: int = 4, pairs: int = 50, dim: int = 3) -> Floats:
     return np.random.default_rng(2).standard_normal((people, pairs, dim))
 
 
-def score(name: str, belief: Gaussian, v: Floats, lapse: float = 0.0, seed: int = 0) -> Floats:
+def score(name: str, belief: Belief, v: Floats, lapse: float = 0.0, seed: int = 0) -> Floats:
     return STRATEGIES[name](belief, v, lapse, np.random.default_rng(seed))
 
 
 @EVERY
-def test_scores_are_finite_and_one_for_each_pair(name):
-    assert score(name, beliefs(), pool(), 0.05).shape == (4, 50)
-    assert score(name, beliefs()[0], pool()[0]).shape == (50,)
+@KINDS
+def test_scores_are_finite_and_one_for_each_pair(name, parts):
+    assert score(name, beliefs(parts), pool(), 0.05).shape == (4, 50)
+    assert score(name, beliefs(parts)[0], pool()[0]).shape == (50,)
     for size in (0.0, 1e-9, 1e3):
-        assert np.isfinite(score(name, beliefs(), size * pool())).all()
+        assert np.isfinite(score(name, beliefs(parts), size * pool())).all()
 
 
 @EVERY
-def test_scores_are_not_negative(name):
-    assert (score(name, beliefs(), pool(), 0.05) >= 0).all()
+@KINDS
+def test_scores_are_not_negative(name, parts):
+    assert (score(name, beliefs(parts), pool(), 0.05) >= 0).all()
 
 
 @EVERY
-def test_which_side_an_answer_stands_on_does_not_matter(name):
-    assert_allclose(score(name, beliefs(), -pool(), 0.05), score(name, beliefs(), pool(), 0.05), atol=1e-12)
+@KINDS
+def test_which_side_an_answer_stands_on_does_not_matter(name, parts):
+    assert_allclose(score(name, beliefs(parts), -pool(), 0.05), score(name, beliefs(parts), pool(), 0.05), atol=1e-12)
 
 
 @EVERY
-def test_the_same_seed_gives_the_same_scores(name):
-    assert_array_equal(score(name, beliefs(), pool(), seed=7), score(name, beliefs(), pool(), seed=7))
+@KINDS
+def test_the_same_seed_gives_the_same_scores(name, parts):
+    assert_array_equal(score(name, beliefs(parts), pool(), seed=7), score(name, beliefs(parts), pool(), seed=7))
 
 
 @WITHOUT_CHANCE
-def test_a_batch_is_a_loop_over_people(name):
-    together = score(name, beliefs(), pool(), 0.05)
+@KINDS
+def test_a_batch_is_a_loop_over_people(name, parts):
+    together = score(name, beliefs(parts), pool(), 0.05)
     for person in range(4):
-        assert_allclose(together[person], score(name, beliefs()[person], pool()[person], 0.05), atol=1e-12)
+        assert_allclose(together[person], score(name, beliefs(parts)[person], pool()[person], 0.05), atol=1e-12)
 
 
 @WITHOUT_CHANCE
-def test_chance_plays_no_part(name):
-    assert_array_equal(score(name, beliefs(), pool(), seed=1), score(name, beliefs(), pool(), seed=2))
+@KINDS
+def test_chance_plays_no_part(name, parts):
+    assert_array_equal(score(name, beliefs(parts), pool(), seed=1), score(name, beliefs(parts), pool(), seed=2))
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "random"])
-def test_nothing_is_left_to_ask_once_all_is_known(name):
-    sharp = Gaussian(beliefs().mean, 1e-12 * beliefs().cov)
+@KINDS
+def test_nothing_is_left_to_ask_once_all_is_known(name, parts):
+    known = gaussians()
+    sharp: Belief = Gaussian(known.mean, 1e-12 * known.cov)
+    if parts:  # several that say the same
+        tiled = sharp[np.repeat(np.arange(4), parts)]
+        same = Gaussian(tiled.mean.reshape(4, parts, 3), tiled.cov.reshape(4, parts, 3, 3))
+        sharp = Mixture(beliefs(parts).weights, same)
     assert score(name, sharp, pool()).max() < 1e-4
 
 
 @WITHOUT_CHANCE
-def test_two_equal_answers_tell_nothing(name):
-    assert_array_equal(score(name, beliefs(), np.zeros((4, 2, 3))), 0.0)
+@KINDS
+def test_two_equal_answers_tell_nothing(name, parts):
+    assert_allclose(score(name, beliefs(parts), np.zeros((4, 2, 3))), 0.0, atol=1e-15)
 
 
 def entropy(p: Floats) -> Floats:
@@ -97,12 +121,50 @@ def test_information_is_that_of_a_grid(deviation, tolerance, lapse):
         assert_allclose(ours, information_by_grid(mean, deviation, lapse), atol=tolerance)
 
 
-def test_information_is_at_most_one_bit_and_less_with_lapses():
+def density(belief: Mixture, points: Floats) -> Floats:
+    """(G,) at (G, D) points, summing to 1."""
+    parts = zip(belief.weights, belief.parts.mean, belief.parts.cov, strict=True)
+    total = sum(w * multivariate_normal(m, s).pdf(points) for w, m, s in parts)
+    return np.asarray(total / np.sum(total))
+
+
+@pytest.mark.parametrize("lapse", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_information_of_a_mixture_is_that_of_a_grid_over_the_weights(parts, dim, lapse):
+    mean = np.array([[-2.0, 1.0], [1.5, 0.5], [0.5, -2.5]])[:parts, :dim]
+    cov = np.array([[[0.1, 0.05], [0.05, 0.3]], [[1.0, -0.4], [-0.4, 0.5]], [[0.5, 0.0], [0.0, 0.02]]])
+    weights = np.array([0.5, 0.3, 0.2])[:parts]
+    belief = Mixture(weights / weights.sum(), Gaussian(mean, cov[:parts, :dim, :dim]))
+    axis = np.linspace(-7, 7, 20_001 if dim == 1 else 401)
+    points = np.stack([part.ravel() for part in np.meshgrid(*[axis] * dim)], axis=1)
+    mass = density(belief, points)
+    v = np.random.default_rng(0).standard_normal((8, dim))
+    p = lapse + (1 - 2 * lapse) / (1 + np.exp(-v @ points.T))
+    exact = entropy(p @ mass) - entropy(np.clip(p, 1e-12, 1 - 1e-12)) @ mass
+    ours = expected_information(belief, v, lapse)
+    assert_allclose(ours, exact, atol=2e-4)
+    # Neither the Gaussian of the same moments nor the mean of the parts' own information would do.
+    each = expected_information(belief.parts, np.tile(v, (parts, 1, 1)), lapse)
+    assert np.max(np.abs(belief.weights @ each - exact)) > 0.01
+
+
+@KINDS
+def test_information_is_at_most_one_bit_and_less_with_lapses(parts):
     previous = np.full((4, 50), np.log(2))
     for lapse in (0.0, 0.05, 0.2, 0.4):
-        now = expected_information(beliefs(), 5 * pool(), lapse)
+        now = expected_information(beliefs(parts), 5 * pool(), lapse)
         assert (now < previous).all()
         previous = now
+
+
+def test_which_part_is_true_is_worth_one_bit_at_most_and_equal_parts_are_one():
+    apart = Mixture(np.array([0.5, 0.5]), Gaussian(np.array([[-30.0], [30.0]]), np.full((2, 1, 1), 1e-6)))
+    assert_allclose(expected_information(apart, np.ones((1, 1))), np.log(2), atol=1e-9)
+    one = gaussians()[0]
+    twins = Mixture(np.array([0.3, 0.7]), Gaussian(np.tile(one.mean, (2, 1)), np.tile(one.cov, (2, 1, 1))))
+    for name in ("bald", "variance", "d-optimal", "v-optimal"):
+        assert_allclose(score(name, twins, pool()[0], 0.05), score(name, one, pool()[0], 0.05), atol=1e-12)
 
 
 def test_information_falls_as_answers_come_in():
@@ -118,7 +180,7 @@ def test_information_falls_as_answers_come_in():
 
 
 def test_closed_forms():
-    for belief, v in ((beliefs()[i], pool()[i]) for i in range(4)):
+    for belief, v in ((gaussians()[i], pool()[i]) for i in range(4)):
         spread = np.einsum("mj,jk,mk->m", v, belief.cov, v)
         slope = 1 / (4 * np.cosh(v @ belief.mean / 2) ** 2)  # σ′
         assert_allclose(score("variance", belief, v), slope**2 * spread, rtol=1e-10)
@@ -126,7 +188,7 @@ def test_closed_forms():
 
 
 def test_d_optimal_is_the_growth_of_the_log_determinant():
-    belief, step = beliefs()[0], 1e-6
+    belief, step = gaussians()[0], 1e-6
     for v, ours in zip(pool()[0], score("d-optimal", belief, pool()[0]), strict=True):
         p = 1 / (1 + np.exp(-v @ belief.mean))
         grown = np.linalg.inv(belief.cov) + step * p * (1 - p) * np.outer(v, v)
@@ -135,7 +197,7 @@ def test_d_optimal_is_the_growth_of_the_log_determinant():
 
 
 def test_v_optimal_is_the_fall_of_the_pool_s_variance():
-    belief, v = beliefs()[0], pool()[0]
+    belief, v = gaussians()[0], pool()[0]
     slope = 1 / (4 * np.cosh(v @ belief.mean / 2) ** 2)
 
     def variance(cov: Floats) -> float:
@@ -147,7 +209,7 @@ def test_v_optimal_is_the_fall_of_the_pool_s_variance():
 
 
 def test_thompson_asks_where_two_draws_disagree():
-    belief, v = beliefs()[0], pool()[0]
+    belief, v = gaussians()[0], pool()[0]
     draws = [score("thompson", belief, v, seed=seed) for seed in range(300)]
     one, two = np.random.default_rng(5).multivariate_normal(belief.mean, belief.cov, (2, 40_000))
     expected = np.abs(1 / (1 + np.exp(-v @ one.T)) - 1 / (1 + np.exp(-v @ two.T))).mean(axis=1)

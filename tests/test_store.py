@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from palate.errors import FeedbackError, InputError, StoreError
 from palate.feedback import Comparison, Rating, Reply
 from palate.rewards.elicitation import Query
-from palate.store import Store, tables
+from palate.store import Store, User, tables
 from palate.store.database import READ, WRITE
 
 NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
@@ -354,6 +354,57 @@ def test_a_posterior_comes_back(store, ann, shape):
     np.testing.assert_array_equal(found.mean, mean)
     np.testing.assert_array_equal(found.cov, cov)
     assert (found.evidence_count, found.version, found.mean.flags.writeable) == (4, 1, False)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (4, 3, 2), (1, 2)])
+def test_the_weights_of_parts_come_back(store, ann, shape):
+    mean, cov = np.zeros(shape), np.zeros((*shape, shape[-1]))
+    weights = np.random.default_rng(0).random(shape[:-1])
+    store.save_posterior(ann, MODEL, mean, cov, weights=weights, evidence_count=0, expected_version=0)
+    np.testing.assert_array_equal(store.posterior(ann, MODEL).weights, weights)
+    # A Gaussian in its place leaves none behind.
+    store.save_posterior(ann, MODEL, np.zeros(2), np.eye(2), evidence_count=0, expected_version=1)
+    assert store.posterior(ann, MODEL).weights is None
+
+
+def test_weights_must_fit_the_parts(store, ann):
+    with pytest.raises(InputError) as caught:
+        store.save_posterior(
+            ann, MODEL, np.zeros((3, 2)), np.zeros((3, 2, 2)), weights=np.ones(2), evidence_count=0, expected_version=0
+        )
+    assert str(caught.value) == "Weights of shape (2,) do not fit a mean of shape (3, 2); give one weight per part"
+    assert store.posterior(ann, MODEL) is None
+
+
+def test_another_half_life_drops_what_was_kept(store, ann):
+    bob = store.ensure_user("bob")
+
+    def save(user: User) -> int | None:
+        version: int | None = store.save_posterior(
+            user, MODEL, np.zeros(2), np.eye(2), evidence_count=0, expected_version=0
+        )
+        return version
+
+    assert (save(ann), save(bob)) == (1, 1)
+    faster = store.set_half_life(ann, 30.0)
+    assert faster.half_life_days == store.user("ann").half_life_days == 30.0
+    assert store.posterior(ann, MODEL) is None
+    assert store.posterior(bob, MODEL) is not None
+    # What was computed with the half-life before comes too late.
+    assert save(ann) is None
+    assert store.posterior(ann, MODEL) is None
+    assert save(faster) == 1
+    back = store.set_half_life(ann, None)
+    assert store.user("ann").half_life_days is None
+    assert save(back) == 1
+
+
+@pytest.mark.parametrize("days", [0.0, -1.0, float("nan")])
+def test_a_half_life_that_is_none_is_refused(store, ann, days):
+    with pytest.raises(InputError) as caught:
+        store.set_half_life(ann, days)
+    assert str(caught.value) == f"Half-life {days!r} is not above 0; give days, or None for the model's own"
+    assert store.user("ann").half_life_days is None
 
 
 def test_the_first_of_two_savers_wins(store, ann):

@@ -7,7 +7,7 @@ common mean.
 """
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
+from scipy.cluster.vq import ClusterError, kmeans2
 
 from palate.rewards.beliefs import Belief, Floats, Gaussian, Mixture
 from palate.rewards.posterior import Observations, laplace_posterior
@@ -77,8 +77,13 @@ def _clusters(lam: Floats, common: Gaussian, parts: int) -> np.ndarray:
     """(U,) cluster of each person's weights, in the common prior's own units: the best of a few k-means runs."""
     units = np.linalg.solve(np.linalg.cholesky(common.cov), (lam - common.mean).T).T
     best, least = np.arange(len(lam)) % parts, np.inf
+    if len(np.unique(units.round(6), axis=0)) < parts:  # too few places for centres
+        return best
     for seed in range(_STARTS):
-        centre, label = kmeans2(units, parts, minit="++", rng=np.random.default_rng(seed))
+        try:
+            centre, label = kmeans2(units, parts, minit="++", missing="raise", rng=np.random.default_rng(seed))
+        except ClusterError:  # one was left without anybody
+            continue
         spread = float(np.sum((units - centre[label]) ** 2))
         if spread < least:
             best, least = label, spread

@@ -380,10 +380,11 @@ class Store:
             expected_version: version of the posterior that this one replaces, 0 for none.
 
         Returns:
-            The new version; None if the saved one is not `expected_version`: load that and decide anew.
+            The new version; None if the saved one is not `expected_version`, or the user's half-life is no longer
+            that of `user`: load them and decide anew.
 
         Raises:
-            InputError: mean and covariance do not fit each other.
+            InputError: mean, covariance and weights do not fit each other.
             StoreError: the model is not registered.
         """
         if cov.shape != (*mean.shape, *mean.shape[-1:]) or not mean.ndim:
@@ -409,6 +410,9 @@ class Store:
             rows.lock(db, user.id)
             rows.require_model(db, fingerprint)
             if (db.scalar(sa.select(t.posterior.c.version).where(mine)) or 0) != expected_version:
+                return None
+            # A posterior is a function of the half-life, and `set_half_life` leaves no version to tell by.
+            if db.scalar(sa.select(t.user.c.half_life_days).where(t.user.c.id == user.id)) != user.half_life_days:
                 return None
             if expected_version:
                 db.execute(t.posterior.update().where(mine).values(values))
