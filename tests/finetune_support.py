@@ -20,7 +20,7 @@ from palate.rewards.finetuning.towers import Tower, tower_of
 from palate.rewards.finetuning.training import Task
 from palate.rewards.finetuning.tuning import Light
 from palate.rewards.indexing import Indexed
-from palate.rewards.ratings import RatingScale
+from palate.rewards.ratings import Scales
 from palate.rewards.selection import Settings
 
 RATE = {"head": 3e-2, "lora": 1e-2, "full": 1e-3}
@@ -62,7 +62,7 @@ def tiny_encoders() -> dict[str, Encoder]:
 
 
 def light_settings(rank: int = 3) -> Settings:
-    return Settings(rank, Penalties(), RatingScale(), Calibration())
+    return Settings(rank, Penalties(), Scales(), Calibration())
 
 
 def light_of(encoder: Encoder, rank: int = 3) -> Light:

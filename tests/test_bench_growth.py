@@ -47,7 +47,7 @@ def test_a_picture_with_logarithmic_axes_is_drawn():
 def test_who_a_person_becomes_shares_no_attribute_with_them():
     rows = [row for row in load_people() if row.user_id in {f"t{i:04}" for i in range(30)}]
     kinds = list({row.user_id: parse_kind(row.kind or "") for row in rows}.values())
-    for kind, other in zip(kinds, drift._partners(rows, seed=0), strict=True):
+    for kind, other in zip(kinds, drift.partners(rows, seed=0), strict=True):
         assert not {POLES[p][0] for p in kind} & {POLES[p][0] for p in kinds[other]}
 
 

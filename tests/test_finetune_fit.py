@@ -283,7 +283,7 @@ def test_ratings_beside_comparisons_calibrate(encoders: dict[str, Encoder], monk
     settings = settings_of("head", folds=1, max_epochs=1)
     model = fit(Feedback(comparisons=rows, ratings=ratings), encoders["sentence"], rank=2, finetune=settings)
     assert model.finetune == "head"
-    assert model.ratings != RatingScale()
+    assert model.scales.ratings != RatingScale()
 
 
 def test_people_of_one_kind_are_too_few(encoders: dict[str, Encoder]) -> None:

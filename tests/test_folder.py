@@ -49,10 +49,10 @@ def test_a_loaded_model_gives_the_same_answers(saved):
     assert_array_equal(one.mean, two.mean)
     assert_array_equal(one.cov, two.cov)
     assert model.rank(prompt, [completion, "new"], one) == fitted().rank(prompt, [completion, "new"], two)
-    assert (model.figures, model.style_names, model.ratings, model.lapse) == (
+    assert (model.figures, model.style_names, model.scales, model.lapse) == (
         fitted().figures,
         fitted().style_names,
-        fitted().ratings,
+        fitted().scales,
         fitted().lapse,
     )
 

@@ -127,7 +127,7 @@ def test_the_newest_revision_is_the_only_head():
 
 
 def test_migrations_make_the_tables_that_queries_are_written_against(url):
-    with Store.open(url) as store, store._database.transaction(READ) as db:
+    with Store.open(url) as store, store.database.transaction(READ) as db:
         options = {"compare_type": True, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(db, opts=options), metadata) == []
         made = sa.inspect(db)
@@ -184,7 +184,7 @@ def test_a_mixture_can_follow_what_the_first_schema_kept(first):
 
 def test_a_later_revision_can_rewrite_a_table_that_others_refer_to(first):
     with Store.open(first) as store:
-        with store._database.transaction(CHANGE_SCHEMA) as db:
+        with store.database.transaction(CHANGE_SCHEMA) as db:
             operations = Operations(MigrationContext.configure(db))
             with operations.batch_alter_table("user", recreate="always") as batch:
                 batch.add_column(sa.Column("nickname", sa.Text()))

@@ -11,7 +11,7 @@ from tests.support import PlantedEncoder, comparison, evidence, fitted
 
 from palate.errors import EncoderError, InputError
 from palate.feedback import Rating, Record, Reply, Text
-from palate.rewards import Gaussian, Mixture, RatingScale, RewardModel
+from palate.rewards import Gaussian, Mixture, RatingScale, RewardModel, Scales
 from palate.rewards import model as model_module
 
 
@@ -78,7 +78,7 @@ FIELDS = (
     "encoder_revision",
     "known",
     "style_names",
-    "ratings",
+    "scales",
     "figures",
     "encoder",
 )
@@ -164,7 +164,7 @@ def test_heavier_and_steeper_ratings_say_more():
     base = {name: getattr(fitted(), name) for name in FIELDS}
     said = [rating(ANSWERS[0], 1.0, PROMPT)]
     sizes = [
-        np.linalg.norm(rewards_after(said, RewardModel(**{**base, "ratings": scale})))
+        np.linalg.norm(rewards_after(said, RewardModel(**{**base, "scales": Scales(scale)})))
         for scale in (RatingScale(weight=0.1), RatingScale(), RatingScale(weight=4.0))
     ]
     assert sizes == sorted(sizes)
@@ -277,9 +277,10 @@ def test_the_fingerprint_tells_of_whatever_a_posterior_depends_on():
         {"prior": Gaussian(model.prior.mean + 1e-9, model.prior.cov)},
         {"lapse": model.lapse + 1e-9},
         {"encoder_revision": "r2"},
-        {"ratings": RatingScale(slope=1.5)},
-        {"ratings": RatingScale(weight=1.5)},
-        {"ratings": RatingScale(generosity=1.5)},
+        {"scales": Scales(RatingScale(slope=1.5))},
+        {"scales": Scales(RatingScale(weight=1.5))},
+        {"scales": Scales(replies=RatingScale(weight=1.5))},
+        {"scales": Scales(RatingScale(generosity=1.5))},
         {"known": other_answers},
         {"known": other_phi},
     ]

@@ -14,15 +14,17 @@ from tests.support import KINDS, PlantedEncoder, answers_to, fitted, people
 
 from palate.bench.people import Person, parse_kind
 from palate.feedback import Comparison, Feedback, Rating, as_text
-from palate.rewards import RatingScale, RewardModel, fit
+from palate.rewards import RatingScale, RewardModel, Scales, fit
 from palate.rewards.calibration import cross_fit
 from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights
 from palate.rewards.indexing import Indexed
 from palate.rewards.posterior import Floats, Gaussian, laplace_posterior
+from palate.rewards.ratings import RATING
 
 PENALTIES = Penalties(individual=3.0, population=5.0)
 SCALE = RatingScale(slope=0.6, weight=4.0, generosity=0.8)
+SCALES = Scales(SCALE)
 
 
 def said(
@@ -47,7 +49,7 @@ def said(
     odds = expit(np.where(rated, scale.slope * reward + level[user], reward))
     flip = ~rated & (rng.random(len(user)) > odds)
     chosen[flip], rejected[flip] = rejected[flip], chosen[flip]
-    return table, Choices(chosen, rejected, user, np.where(rated, odds, 1.0), prompt, np.arange(users), rated)
+    return table, Choices(chosen, rejected, user, np.where(rated, odds, 1.0), prompt, np.arange(users), rated * RATING)
 
 
 # The objective
@@ -56,16 +58,16 @@ def said(
 @pytest.mark.parametrize("share", [0.5, 1.0], ids=["both", "ratings alone"])
 def test_the_fit_is_a_minimum_of_the_joint_objective(share):
     z, c = said(users=6, each=30, share=share)
-    weights = fit_weights(z, c, 2, 0.05, PENALTIES, scale=SCALE)
+    weights = fit_weights(z, c, 2, 0.05, PENALTIES, scales=SCALES)
     v = z[c.chosen] - z[c.rejected]
 
     def objective(flat: Floats) -> float:
         """Written down anew, over W, everybody's second weight, and everybody's level."""
         w, own, level = flat[:10].reshape(2, 5), flat[10:16], flat[16:]
         logit = v @ w[0] + own[c.user] * (v @ w[1])
-        logit = np.where(c.rated, 0.6 * logit + level[c.user], logit)
+        logit = np.where(c.graded, 0.6 * logit + level[c.user], logit)
         p = 0.05 + 0.9 * expit(logit)
-        nats = -np.where(c.rated, 4.0, 1.0) * (c.strength * np.log(p) + (1 - c.strength) * np.log(1 - p))
+        nats = -np.where(c.graded, 4.0, 1.0) * (c.strength * np.log(p) + (1 - c.strength) * np.log(1 - p))
         prior = 5 * w[0] @ w[0] + 3 * w[1] @ w[1] + own @ own + level @ level / 0.64
         return float(nats.sum() + 0.5 * prior)
 
@@ -83,20 +85,20 @@ def test_the_fit_is_a_minimum_of_the_joint_objective(share):
 
 def test_without_ratings_their_scale_changes_no_bit():
     z, c = said(users=8, each=20, share=0.0)
-    one, other = (fit_weights(z, c, 2, 0.05, scale=scale) for scale in (RatingScale(), SCALE))
+    one, other = (fit_weights(z, c, 2, 0.05, scales=scales) for scales in (Scales(), SCALES))
     assert_array_equal(one, other)
-    assert c.observations(z, SCALE).v.shape == (160, 5)
-    assert_array_equal(c.observations(z, SCALE).weight, 1.0)
+    assert c.observations(z, SCALES).v.shape == (160, 5)
+    assert_array_equal(c.observations(z, SCALES).weight, 1.0)
 
 
 def test_the_order_of_people_hardly_matters():
     z, c = said(users=12, each=30)
     turned = np.random.default_rng(0).permutation(12)
     other = replace(c, user=turned[c.user])
-    one, two = (z @ fit_weights(z, choices, 2, 0.0, scale=SCALE).T for choices in (c, other))
+    one, two = (z @ fit_weights(z, choices, 2, 0.0, scales=SCALES).T for choices in (c, other))
     prior = Gaussian(np.eye(2)[0], np.eye(2)).with_column(1.0)
     rewards = [
-        phi @ laplace_posterior(choices.observations(phi, SCALE), prior).mean[:, :2].T
+        phi @ laplace_posterior(choices.observations(phi, SCALES), prior).mean[:, :2].T
         for phi, choices in ((one, c), (two, other))
     ]
     assert_allclose(rewards[1][:, turned], rewards[0], atol=0.05)
@@ -123,7 +125,9 @@ def test_votes_do_not_rest_on_how_generous_people_are(rows, more):
     nothing = np.zeros(len(user), np.int64)
     score = np.where(rated, score, 0.5 + score / 2)
     raised = np.where(rated, score + more * (user == 1), score)
-    one, other = (Choices(nothing, nothing, user, s, nothing, np.arange(3), rated).votes() for s in (score, raised))
+    one, other = (
+        Choices(nothing, nothing, user, s, nothing, np.arange(3), rated * RATING).votes() for s in (score, raised)
+    )
     assert_allclose(other, one, atol=1e-12)
     assert_allclose(one[~rated], 2 * score[~rated] - 1)
     for u in range(3):
@@ -142,7 +146,7 @@ def test_votes_do_not_rest_on_how_generous_people_are(rows, more):
 def test_ratings_in_a_row_imply_choices(rows):
     rows.sort(key=lambda row: row[0])
     user, prompt, answer, score, rated = (np.array(column) for column in zip(*rows, strict=True))
-    choices = Choices(answer, answer, user, score, prompt, np.arange(3), rated)
+    choices = Choices(answer, answer, user, score, prompt, np.arange(3), rated * RATING)
     expected = []
     for i, (one, other) in enumerate(pairwise(rows)):
         if one[:2] == other[:2] and one[4] and other[4] and one[3] != other[3]:
@@ -179,7 +183,7 @@ def test_a_rating_is_held_against_the_centre_of_its_prompt():
     assert_allclose(difference[0], [*(z[0] - z[:3].mean(axis=0)), 1])
     assert_allclose(difference[1], [*(z[1] - z[2]), 0])
     assert_allclose(difference[2], [*(z[3] - z.mean(axis=0)), 1])  # the one answer to its prompt
-    assert (c.strength.tolist(), c.rated.tolist()) == ([0.9, 1.0, 0.2], [True, False, True])
+    assert (c.strength.tolist(), c.graded.tolist()) == ([0.9, 1.0, 0.2], [True, False, True])
 
 
 # The scale
@@ -187,14 +191,15 @@ def test_a_rating_is_held_against_the_centre_of_its_prompt():
 
 def test_the_scale_of_planted_ratings_is_found_beside_choices():
     flat, steep = (
-        cross_fit(*said(users=40, each=40, scale=RatingScale(slope, 1.0, 0.5)), 2).ratings.slope for slope in (0.3, 1.5)
+        cross_fit(*said(users=40, each=40, scale=RatingScale(slope, 1.0, 0.5)), 2).scales.ratings.slope
+        for slope in (0.3, 1.5)
     )
     assert 0.15 < flat < 0.6
     assert 0.75 < steep < 3.0
     z, c = said(users=40, each=40, scale=RatingScale(1.0, 1.0, 0.5))
     rng = np.random.default_rng(1)
-    coins = replace(c, strength=np.where(c.rated, rng.random(len(c.user)) < c.strength, 1.0))
-    graded, tossed = (cross_fit(z, rows, 2).ratings for rows in (c, coins))
+    coins = replace(c, strength=np.where(c.graded, rng.random(len(c.user)) < c.strength, 1.0))
+    graded, tossed = (cross_fit(z, rows, 2).scales.ratings for rows in (c, coins))
     # A yes or no is worth about one choice, a grade without noise much more.
     assert 0.3 < tossed.weight < 3.0
     assert graded.weight > 2 * tossed.weight
@@ -204,7 +209,7 @@ def test_people_who_differ_in_level_have_a_wider_one():
     generosity = []
     for level in (0.1, 3.0):
         z, c = said(users=40, each=30, scale=RatingScale(1.0, 1.0, level), share=1.0)
-        generosity.append(cross_fit(z, c, 2).ratings.generosity)
+        generosity.append(cross_fit(z, c, 2).scales.ratings.generosity)
     assert generosity[1] > 2 * generosity[0]
 
 
@@ -267,7 +272,7 @@ def test_ratings_for_testing_are_not_fitted_on():
     ratings = [row.model_copy(update={"split": "test"}) for row in rated(rows, KIND_OF)]
     one, other = (fit(Feedback(comparisons=rows, ratings=some), PlantedEncoder(), rank=2) for some in ([], ratings))
     assert one.fingerprint == other.fingerprint
-    assert one.ratings == RatingScale()
+    assert one.scales.ratings == RatingScale()
     assert not one.level.any()
 
 
@@ -282,8 +287,8 @@ def test_the_fewest_ratings_give_a_model(scores):
 
 def test_a_level_moves_where_ratings_start():
     model = fitted()
-    raised = replace(model, level=np.full(5, 0.5), ratings=SCALE)
+    raised = replace(model, level=np.full(5, 0.5), scales=SCALES)
     row = rating("ann", model.known.prompts[0], model.known.completions[0], 0.7)  # type: ignore[arg-type]
-    plain, moved = (m.observations([row]).v[0] for m in (replace(model, ratings=SCALE), raised))
+    plain, moved = (m.observations([row]).v[0] for m in (replace(model, scales=SCALES), raised))
     assert_allclose(moved - plain, [*[0.3] * 5, 0])
-    assert raised.fingerprint != replace(model, ratings=SCALE).fingerprint
+    assert raised.fingerprint != replace(model, scales=SCALES).fingerprint

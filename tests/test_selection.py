@@ -11,12 +11,12 @@ from tests.support import planted
 from palate.rewards import selection
 from palate.rewards.calibration import Calibration, cross_fit
 from palate.rewards.factorization import Penalties
-from palate.rewards.ratings import RatingScale
+from palate.rewards.ratings import Scales
 from palate.rewards.selection import Settings, choose_settings
 
 
 def with_losses(losses: list[float], rank: int = 12) -> Settings:
-    return Settings(rank, Penalties(), RatingScale(), Calibration(losses=np.array(losses)))
+    return Settings(rank, Penalties(), Scales(), Calibration(losses=np.array(losses)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_climb_ends_where_neither_neighbour_on_its_way_is_better(losses, data)
 def test_fixed_settings_are_those_of_one_cross_fit():
     truth = planted(users=24, each=30, rank=1, prompts=24)
     found = choose_settings(truth.z, truth.choices, 2, Penalties(3.0, 4.0), seed=1)
-    assert (found.rank, found.penalties, found.scale) == (2, Penalties(3.0, 4.0), RatingScale())
+    assert (found.rank, found.penalties, found.scales) == (2, Penalties(3.0, 4.0), Scales())
     assert found.calibration == cross_fit(truth.z, truth.choices, 2, Penalties(3.0, 4.0), seed=1)
 
 

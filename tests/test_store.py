@@ -257,7 +257,7 @@ def test_a_query_chosen_on_old_evidence_is_not_put(store, ann):
 
 def test_the_database_itself_refuses_a_second_open_query(store, ann, url):
     query = store.ask(ann, MODEL, ASKED, strategy="bald")
-    with pytest.raises(StoreError) as caught, store._database.transaction(WRITE) as db:
+    with pytest.raises(StoreError) as caught, store.database.transaction(WRITE) as db:
         row = db.execute(tables.query.select().where(tables.query.c.id == query.id)).one()._mapping
         db.execute(tables.query.insert().values(**{**row, "id": "other", "seq": 2}))
     assert str(caught.value) == (
@@ -469,7 +469,7 @@ def test_who_is_forgotten_is_not_followed_into_the_next_user(store, ann):
 def test_traces_that_a_reader_holds_are_scrubbed_later(store, ann, path, url):
     store.append(ann, said("sécret"))
     with Store.open(f"{url}?timeout=0.05") as hasty:
-        with store._database.transaction(READ) as db:
+        with store.database.transaction(READ) as db:
             db.execute(tables.user.select())
             with pytest.raises(StoreError) as caught:
                 hasty.forget(ann)

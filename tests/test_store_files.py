@@ -91,7 +91,7 @@ def test_threads_share_a_store(store, ann):
 
 def test_a_full_disk_keeps_what_was_saved(store, ann, url):
     before = [store.append(ann, said()) for _ in range(3)]
-    with store._database.transaction(READ) as db:  # the pool gives this one connection to all that follow
+    with store.database.transaction(READ) as db:  # the pool gives this one connection to all that follow
         pages = db.exec_driver_sql("PRAGMA page_count").scalar_one()
         db.exec_driver_sql(f"PRAGMA max_page_count={pages + 5}").close()
     with pytest.raises(StoreError) as caught:
@@ -106,7 +106,7 @@ def test_a_full_disk_keeps_what_was_saved(store, ann, url):
 
 def test_a_locked_database_can_be_read_and_says_why_it_cannot_be_written(store, ann, url):
     store.append(ann, said())
-    with Store.open(f"{url}?timeout=0.05") as hasty, store._database.transaction(WRITE):
+    with Store.open(f"{url}?timeout=0.05") as hasty, store.database.transaction(WRITE):
         assert len(hasty.evidence(ann)) == 1
         with pytest.raises(StoreError) as caught:
             hasty.append(ann, said())
@@ -124,7 +124,7 @@ def test_evidence_refers_only_to_queries_that_are_there(store, ann, url):
 
 
 def test_sqlite_is_set_up_for_durability(store):
-    with store._database.transaction(WRITE) as db:
+    with store.database.transaction(WRITE) as db:
         settings = {
             name: db.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete", "busy_timeout")

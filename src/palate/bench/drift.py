@@ -60,7 +60,7 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     new = Indexed.of(rows)
     phi = model.phi(new.prompts, new.completions)
     unseen = Unseen.of(new.choices, new.split == "adapt", new.split == "test")
-    people = _People(unseen.people(phi), _partners(rows, seed))
+    people = _People(unseen.people(phi), partners(rows, seed))
     compared = Compared(new.choices.group, seed)
     arms = {
         "none": Drift(),
@@ -92,7 +92,7 @@ def _attributes(kind: Kind) -> set[str]:
     return {POLES[pole][0] for pole in kind}
 
 
-def _partners(rows: Sequence[Comparison], seed: int) -> Ints:
+def partners(rows: Sequence[Comparison], seed: int) -> Ints:
     """For each person another one who shares no attribute with them."""
     kinds = list({row.user_id: parse_kind(row.kind or "") for row in rows}.values())
     rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def _half_life(model: RewardModel, seed: int, quick: bool) -> float:
     for row in said:
         by_user.setdefault(row.user_id, []).append(row)
     turning, rng, users = list(by_user), np.random.default_rng(seed), list(by_user.values())
-    after = _partners([rows[0] for rows in users], seed)
+    after = partners([rows[0] for rows in users], seed)
     records: list[Comparison] = []
     for number, name in enumerate(turning):
         at = int(rng.integers(10, 31))

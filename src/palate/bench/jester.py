@@ -232,8 +232,7 @@ def _one_reward_for_all(z: Floats, chosen: _Pairs, halves: _Halves, seed: int) -
     """(U,) AUC of Bradley–Terry on the same choices and features, its penalty tuned on training people."""
     count = int(chosen.user.max()) + 1
     nothing = np.zeros(len(chosen.user), np.int64)
-    rated = np.zeros(len(nothing), np.bool_)
-    choices = Choices(chosen.better, chosen.worse, chosen.user, np.ones(len(nothing)), nothing, np.arange(count), rated)
+    choices = Choices(chosen.better, chosen.worse, chosen.user, np.ones(len(nothing)), nothing, np.arange(count))
     fitted = tune(BradleyTerry, z, held_out(choices, seed), seed)[0].fit(z, choices, seed)
     nobody = Answers(*np.zeros((2, 1, 0), np.int64), *np.zeros((2, 1, 0)))
     return halves.auc(fitted.rewards(z, nobody)[0])

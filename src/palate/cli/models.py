@@ -221,7 +221,7 @@ def _tell(model: "RewardModel", seconds: float, half_life: str, tuned: bool) -> 
     console.print(f"{model.n_rewards} base rewards from {counted(f)} of {f['users']:,.0f} people, in {seconds:.0f} s")
     measured = [f"{f[key]:.2f} after {t} answers" for t in (0, 5, 10) if (key := f"held_out_auc.{t}") in f]
     if "ratings" in f:
-        console.print(f"A rating counts {model.ratings.weight:.1f} times as much as a choice")
+        console.print(f"A rating counts {model.scales.ratings.weight:.1f} times as much as a choice")
     if tuned and not model.finetune:
         console.print("No epoch of tuning helped people left out: the encoder stays as it was")
     if model.drift.moves:

@@ -242,6 +242,7 @@ class Reply(_Record):
         reply: What was typed, not empty.
         satisfaction: How pleased it is, in [0, 1], where known.
         target: What the feeling is on, where known.
+        confidence: How sure that reading is, in [0, 1], where a scorer made it.
 
     Example:
         >>> Reply(user_id="ann", prompt="Hi", completion="Hello!", reply="Shorter, please.").satisfaction
@@ -251,6 +252,7 @@ class Reply(_Record):
     reply: Annotated[str, PlainValidator(_reply)]
     satisfaction: _Share | None = None
     target: Literal["taste", "task", "both", "none"] | None = None
+    confidence: _Share | None = None
 
 
 Record = Comparison | Rating | Reply

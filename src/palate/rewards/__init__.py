@@ -10,7 +10,7 @@ from palate.rewards.guard import Guard
 from palate.rewards.model import KnownAnswers, Pool, Ranked, RewardModel
 from palate.rewards.posterior import Observations, laplace_posterior, predict
 from palate.rewards.queries import DEFAULT_STRATEGY, STRATEGIES, choose, expected_information
-from palate.rewards.ratings import RatingScale
+from palate.rewards.ratings import RatingScale, Scales
 
 __all__ = [
     "DEFAULT_STRATEGY",
@@ -29,6 +29,7 @@ __all__ = [
     "Ranked",
     "RatingScale",
     "RewardModel",
+    "Scales",
     "StyleTaste",
     "choose",
     "expected_information",

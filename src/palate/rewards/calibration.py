@@ -18,7 +18,7 @@ from palate.rewards.evaluation import auc_by_user
 from palate.rewards.factorization import Choices, Penalties, fit_weights
 from palate.rewards.population import fit_prior
 from palate.rewards.posterior import Observations, laplace_posterior, predict
-from palate.rewards.ratings import Mask, RatingScale
+from palate.rewards.ratings import RATING, READINGS, REPLY, Mask, RatingScale, Scales
 
 LAPSE = 0.05  # before any data, and the centre of its prior
 # Numbers of answers at which left-out people are predicted, and parts of people × prompts.
@@ -34,7 +34,7 @@ _RATING_PRIOR_SD = 1.0  # of the logs of slope, weight and generosity, around on
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out people and prompts say of the prior, and of how ratings speak.
+    """What held-out people and prompts say of the prior, and of how graded answers speak.
 
     Args:
         mean_scale: factor on the prior mean.
@@ -45,7 +45,7 @@ class Calibration:
         people: how many people were held out in all; 0 where there were too few to hold any out.
         parts: K of the prior, a mixture where it is more than one.
         guard: log odds that a held-out person is foretold better by their own answers than by the population's taste.
-        ratings: slope, weight and generosity; ones where nothing was rated.
+        scales: how ratings and replies speak; defaults for what nobody gave.
         losses: (groups,) nats of all rows of each held-out group, mean over the numbers of answers.
     """
 
@@ -57,7 +57,7 @@ class Calibration:
     people: int = 0
     parts: int = 1
     guard: float = 0.0
-    ratings: RatingScale = RatingScale()
+    scales: Scales = Scales()
     losses: Floats = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
     def apply(self, prior: Belief) -> Belief:
@@ -75,7 +75,7 @@ class Calibration:
 class _HeldOut:
     """One fold's unseen people on unseen prompts: what they said first, and what came after, by number of answers.
 
-    Rows with ratings have a last column that is 1 in ratings; the scale of ratings is not in them yet. `priors` are by
+    Where answers are graded a last column holds the form of each row; scales are not in them yet. `priors` are by
     number of parts.
     """
 
@@ -96,22 +96,22 @@ def cross_fit(
     rank: int,
     penalties: Penalties = Penalties(),
     *,
-    scale: RatingScale = RatingScale(),
+    scales: Scales = Scales(),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Scales of the prior and of ratings, and lapse rate, by likelihood on people and prompts not fitted on.
+    """Scales of the prior and of graded answers, and lapse rate, by likelihood on people and prompts not fitted on.
 
     Where nobody compared, the order of a person's ratings of one prompt stands in for choices, so that a choice is
     foreseen in its own units as well.
 
     Args:
-        z: (n, K) coordinates of the answers, and of the centres where there are ratings; or, where an encoder was
+        z: (n, K) coordinates of the answers, and of the centres where answers are graded; or, where an encoder was
             tuned without each part in turn, by the number of that part in `splits`, and no other part is left out.
-        choices: all comparisons and ratings; groups of people and of prompts stay on one side of each fold.
+        choices: all that was said; groups of people and of prompts stay on one side of each fold.
         rank: J.
         penalties: as in `fit_weights`.
-        scale: of ratings, while base rewards are learned.
+        scales: of graded answers, while base rewards are learned.
         seed: of the folds.
         progress: told of each fold.
 
@@ -119,19 +119,19 @@ def cross_fit(
         The best scales; ones where fewer than two groups of people are there to split.
     """
     held_out: list[_HeldOut] = []
-    for fold in _folds(z, choices, rank, penalties, scale, seed):
+    for fold in _folds(z, choices, rank, penalties, scales, seed):
         held_out.append(fold)
         if progress:
             progress(len(held_out), _FOLDS)
     if not held_out:
-        return Calibration(ratings=scale)
-    best = one = _best(held_out, rated := bool(choices.rated.any()))
+        return Calibration(scales=scales)
+    best = one = _best(held_out, forms := [form for form in (RATING, REPLY) if np.any(choices.form == form)])
     rows = _rows(held_out)
     for parts in PARTS[1:]:
         # At the scales of one part: only what is better there is worth scales of its own.
         other = _measured(replace(one, parts=parts), held_out, rows)
         best = other if other.foretells_better_than(best) else best
-    return best if best is one else _best(held_out, rated, best.parts)
+    return best if best is one else _best(held_out, forms, best.parts)
 
 
 def _rows(held_out: Sequence[_HeldOut]) -> dict[int, int]:
@@ -139,16 +139,20 @@ def _rows(held_out: Sequence[_HeldOut]) -> dict[int, int]:
     return {t: sum(len(fold.after[t].label) for fold in held_out) for t in _ANSWERS}
 
 
-def _best(held_out: Sequence[_HeldOut], rated: bool, parts: int = 1) -> Calibration:
-    """Three numbers by maximum a posteriori, six where there are ratings."""
+def _best(held_out: Sequence[_HeldOut], forms: Sequence[int], parts: int = 1) -> Calibration:
+    """Three numbers by maximum a posteriori, and three more for each form of graded answers."""
     rows = _rows(held_out)
-    origin = np.array([0.0, 0.0, logit(2 * LAPSE), *[0.0] * (3 * rated)])
-    deviation = np.array([_PRIOR_SD] * 3 + [_RATING_PRIOR_SD] * (3 * rated))
+    origin = np.array([0.0, 0.0, logit(2 * LAPSE), *[0.0] * (3 * len(forms))])
+    deviation = np.array([_PRIOR_SD] * 3 + [_RATING_PRIOR_SD] * (3 * len(forms)))
 
     def unpack(x: Floats) -> Calibration:
-        scale = RatingScale(*map(float, np.exp(x[3:]))) if rated else RatingScale()
+        found = {form: RatingScale(*map(float, np.exp(x[3 + 3 * i : 6 + 3 * i]))) for i, form in enumerate(forms)}
         return Calibration(
-            float(np.exp(x[0])), float(np.exp(x[1])), float(0.5 * expit(x[2])), parts=parts, ratings=scale
+            float(np.exp(x[0])),
+            float(np.exp(x[1])),
+            float(0.5 * expit(x[2])),
+            parts=parts,
+            scales=Scales(found.get(RATING, RatingScale()), found.get(REPLY, READINGS)),
         )
 
     def minus_log_posterior(x: Floats) -> float:
@@ -165,7 +169,7 @@ def _best(held_out: Sequence[_HeldOut], rated: bool, parts: int = 1) -> Calibrat
             "xatol": 0.02,
             "fatol": 0.1,
             "initial_simplex": origin + 0.6 * deviation * np.eye(size + 1, size),
-            "maxfev": 100 if rated else 80,
+            "maxfev": 80 + 20 * len(forms),
         },
     )
     return _measured(unpack(best.x), held_out, rows)
@@ -206,13 +210,13 @@ def _guard(found: Calibration, held_out: Sequence[_HeldOut]) -> float:
     return float(np.log((helped + 1) / (hurt + 1)))
 
 
-def _scaled(fold: _HeldOut, rows: Observations, scale: RatingScale) -> Observations:
-    """Rows with ratings on their scale; choices alone have no column for it and stay as they are."""
+def _scaled(fold: _HeldOut, rows: Observations, scales: Scales) -> Observations:
+    """Rows with graded answers on their scales; choices alone have no column for it and stay as they are."""
     dim = fold.dim
     if rows.v.shape[1] == dim:
         return rows
-    v, weight = scale.rows(rows.v[:, :dim], rows.v[:, dim] > 0)
-    return replace(rows, v=v, weight=weight)
+    v, weight = scales.rows(rows.v[:, :dim], rows.v[:, dim].astype(np.int64))
+    return replace(rows, v=v, weight=weight * rows.weight)
 
 
 def _choices(fold: _HeldOut, answers: int) -> Mask:
@@ -222,19 +226,21 @@ def _choices(fold: _HeldOut, answers: int) -> Mask:
 
 
 def _belief(fold: _HeldOut, answers: int, calibration: Calibration) -> Belief:
-    said = _scaled(fold, fold.asked[answers], calibration.ratings)
+    said = _scaled(fold, fold.asked[answers], calibration.scales)
     prior = calibration.apply(fold.priors[calibration.parts])
     if said.v.shape[1] > fold.dim:
-        prior = prior.with_column(calibration.ratings.generosity)
+        prior = prior.with_column(1.0)
     return laplace_posterior(said, prior, calibration.lapse, tolerance=1e-4)
 
 
 def _loss(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
     """Soft-label cross-entropy of each left-out row, in nats: (N,)."""
-    after = _scaled(fold, fold.after[answers], calibration.ratings)
+    after = _scaled(fold, fold.after[answers], calibration.scales)
     belief = _belief(fold, answers, calibration)[after.user]
     p = predict(belief, after.v[:, None, :], calibration.lapse)[:, 0]
-    return -after.label * np.log(p) - (1 - after.label) * np.log1p(-p)
+    # A reading counts as far as it is sure; κ is of the evidence, not of what is to be foretold.
+    weight = fold.after[answers].weight
+    return np.asarray(-weight * (after.label * np.log(p) + (1 - after.label) * np.log1p(-p)), np.float64)
 
 
 def _auc(fold: _HeldOut, answers: int, calibration: Calibration) -> Floats:
@@ -265,12 +271,12 @@ def _folds(
     choices: Choices,
     rank: int,
     penalties: Penalties,
-    scale: RatingScale,
+    scales: Scales,
     seed: int,
 ) -> Iterator[_HeldOut]:
     """Fit without each part of people and prompts in turn, and yield what that part said."""
     rng = np.random.default_rng(seed)
-    implied, foretold = bool(choices.rated.all()), 0
+    implied, foretold = bool(np.all(choices.form == RATING)), 0
     for k, (seen, unseen) in enumerate(splits(choices, rng)):
         if foretold >= 0.9 * _ENOUGH:
             return
@@ -279,8 +285,8 @@ def _folds(
             continue
         train, new = choices.where(seen), choices.where(unseen).some_groups(_ENOUGH, rng)
         foretold += len(new.user)
-        phi = here @ fit_weights(here, train, rank, LAPSE, penalties, scale=scale).T
-        said = train.some_groups(_ENOUGH, np.random.default_rng(seed)).observations(phi, scale)
+        phi = here @ fit_weights(here, train, rank, LAPSE, penalties, scales=scales).T
+        said = train.some_groups(_ENOUGH, np.random.default_rng(seed)).observations(phi, scales)
         priors = {parts: fit_prior(said, LAPSE, parts).leading(phi.shape[1]) for parts in PARTS}
         yield _held_out(phi, new, priors, rng, implied)
 
@@ -291,15 +297,20 @@ def _held_out(
     """Put each person's rows in random order: what comes after t of them is to be predicted."""
     new = new.where(np.lexsort((rng.permutation(len(new.user)), new.user)))
     place = np.arange(len(new.user)) - np.searchsorted(new.user, new.user)
-    v = new.rows(phi, RatingScale())[0]
-    asked = {
-        t: Observations.of(v[place < t], new.user[place < t], new.n_users, new.strength[place < t]) for t in _ANSWERS
-    }
-    user, label = new.user, new.strength
+    v = phi[new.chosen] - phi[new.rejected]
+    if new.graded.any():
+        v = np.column_stack([v, new.form])
+    user, label, weight = new.user, new.strength, new.confidence
+    asked = {t: _some(place < t, v, user, new.n_users, label, weight) for t in _ANSWERS}
     if implied:
         first, better, worse = new.implied()
         v = np.concatenate([v, np.pad(phi[better] - phi[worse], ((0, 0), (0, 1)))])
-        user, label = np.append(user, user[first]), np.append(label, np.ones(len(first)))
+        user = np.append(user, user[first])
+        label, weight = (np.append(column, np.ones(len(first))) for column in (label, weight))
         place = np.append(place, place[first])
-    after = {t: Observations.of(v[place >= t], user[place >= t], new.n_users, label[place >= t]) for t in _ANSWERS}
+    after = {t: _some(place >= t, v, user, new.n_users, label, weight) for t in _ANSWERS}
     return _HeldOut(priors, new.group, asked, after)
+
+
+def _some(rows: Mask, v: Floats, user: Ints, n_users: int, label: Floats, weight: Floats) -> Observations:
+    return Observations.of(v[rows], user[rows], n_users, label[rows], weight[rows])

@@ -15,6 +15,7 @@ from palate.errors import InputError
 from palate.feedback import Comparison, Feedback, Rating, Text, as_text
 from palate.rewards.beliefs import where
 from palate.rewards.drift import row_loss
+from palate.rewards.evidence import Evidence, heard
 from palate.rewards.model import RewardModel
 from palate.rewards.posterior import Belief, Floats, Ints, Observations, laplace_posterior, predict
 from palate.rewards.queries import DEFAULT_STRATEGY, choose, strategy
@@ -235,7 +236,7 @@ def evaluate(
 
     Args:
         model: fitted on other people.
-        feedback: comparisons and ratings with `split`.
+        feedback: what people said, with `split`; replies that were read may be answers.
         answers: numbers of answers at which to measure.
         query_strategy: how answers are chosen among a person's `adapt` rows.
         seed: of random strategies.
@@ -281,7 +282,7 @@ def new_people(model: RewardModel, feedback: Feedback, *, needs_answers: bool = 
     Raises:
         InputError: nobody has test rows, or nobody has `adapt` rows though answers are needed.
     """
-    records: list[Comparison | Rating] = [*feedback.comparisons, *feedback.ratings]
+    records = heard([*feedback.comparisons, *feedback.ratings, *feedback.replies])
     pairs = _test_pairs(records)
     if not pairs:
         raise InputError(
@@ -306,7 +307,7 @@ def new_people(model: RewardModel, feedback: Feedback, *, needs_answers: bool = 
     )
 
 
-def _test_pairs(records: Sequence[Comparison | Rating]) -> list[tuple[str, Text, Text, Text]]:
+def _test_pairs(records: Sequence[Evidence]) -> list[tuple[str, Text, Text, Text]]:
     """(user, prompt, liked, other) of every decided test comparison, and of every decided pair of test ratings."""
     pairs: list[tuple[str, Text, Text, Text]] = []
     rated: dict[tuple[str, str], list[Rating]] = {}
@@ -315,7 +316,7 @@ def _test_pairs(records: Sequence[Comparison | Rating]) -> list[tuple[str, Text,
             continue
         if isinstance(record, Rating):
             rated.setdefault((record.user_id, as_text(record.prompt)), []).append(record)
-        elif record.strength > 0.5:
+        elif isinstance(record, Comparison) and record.strength > 0.5:
             pairs.append((record.user_id, record.prompt, record.chosen, record.rejected))
     for ratings in rated.values():
         for one, two in combinations(sorted(ratings, key=lambda rating: -rating.score), 2):

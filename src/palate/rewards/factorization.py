@@ -1,4 +1,4 @@
-"""Base rewards learned from many people's comparisons and ratings: r_u(x, y) = λ_u · W z(x, y).
+"""Base rewards learned from what many people said: r_u(x, y) = λ_u · W z(x, y).
 
 Where we depart from PReF (arXiv 2503.06358, §3):
 1. The population's taste is the first base reward, with a penalty of its own, and λ_u starts at "that one once,
@@ -24,7 +24,7 @@ from palate.rewards.posterior import (
     negative_log_likelihood,
     posterior_mode,
 )
-from palate.rewards.ratings import Mask, RatingScale
+from palate.rewards.ratings import CHOICE, RATING, Mask, Scales
 
 # Fixing the population's weight at one: its prior variance while W is fitted.
 _PINNED = 1e-6
@@ -45,19 +45,20 @@ class Penalties:
 
 @dataclass(frozen=True)
 class Choices:
-    """Comparisons and ratings as indices into a table of answers: N rows of U people.
+    """Comparisons and graded answers as indices into a table of answers: N rows of U people.
 
-    A rating stands as its answer against the *centre* of the prompt, a row of the table that holds the mean of the
-    prompt's answers: their difference is φ(x, y) − φ̄(x).
+    A graded answer (a rating, or a reply that was read) stands against the *centre* of the prompt, a row of the table
+    that holds the mean of the prompt's answers: their difference is φ(x, y) − φ̄(x).
 
     Args:
-        chosen: (N,) row of the preferred answer, or of the rated one.
+        chosen: (N,) row of the preferred answer, or of the graded one.
         rejected: (N,) row of the other one, or of the prompt's centre.
         user: (N,) person, 0 to U − 1.
         strength: (N,) probability in [0.5, 1] that the chosen one is better, or the score in [0, 1].
         prompt: (N,) group of the prompt; a split keeps a group together.
         group: (U,) group of each person (their `kind`, or their own number); a split keeps a group together.
-        rated: (N,) which rows are ratings; none by default.
+        form: (N,) `CHOICE`, `RATING` or `REPLY`; all choices by default.
+        confidence: (N,) in [0, 1], how sure the reading of a reply is; ones by default.
     """
 
     chosen: Ints
@@ -66,11 +67,19 @@ class Choices:
     strength: Floats
     prompt: Ints
     group: Ints
-    rated: Mask = field(default_factory=lambda: np.zeros(0, np.bool_))
+    form: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    confidence: Floats = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
-        if not len(self.rated):
-            object.__setattr__(self, "rated", np.zeros(len(self.user), np.bool_))
+        if not len(self.form):
+            object.__setattr__(self, "form", np.zeros(len(self.user), np.int64))
+        if not len(self.confidence):
+            object.__setattr__(self, "confidence", np.ones(len(self.user)))
+
+    @property
+    def graded(self) -> Mask:
+        """(N,) which rows are ratings or replies."""
+        return np.asarray(self.form != CHOICE, np.bool_)
 
     @property
     def n_users(self) -> int:
@@ -87,7 +96,8 @@ class Choices:
             self.strength[rows],
             self.prompt[rows],
             self.group[people],
-            self.rated[rows],
+            self.form[rows],
+            self.confidence[rows],
         )
 
     def some_groups(self, at_most: int, rng: np.random.Generator) -> "Choices":
@@ -100,19 +110,22 @@ class Choices:
         drawn = order[: max(2, int(np.searchsorted(count, at_most, side="right")))]
         return self.where(np.isin(number, drawn))
 
-    def rows(self, phi: Floats, scale: RatingScale) -> tuple[Floats, Floats]:
-        """Rows for the posterior and their weights: (N, J), with a column for b_u where there are ratings."""
+    def rows(self, phi: Floats, scales: Scales) -> tuple[Floats, Floats]:
+        """Rows for the posterior and their weights: (N, J), with a column for b_u where there are graded answers."""
         difference = phi[self.chosen] - phi[self.rejected]
-        return scale.rows(difference, self.rated) if self.rated.any() else (difference, np.ones(len(self.user)))
+        if not self.graded.any():
+            return difference, self.confidence
+        v, weight = scales.rows(difference, self.form)
+        return v, weight * self.confidence
 
-    def observations(self, phi: Floats, scale: RatingScale = RatingScale()) -> Observations:
+    def observations(self, phi: Floats, scales: Scales = Scales()) -> Observations:
         """Rows for the posterior sorted by person, from (n, J) base rewards of the answers and centres."""
-        v, weight = self.rows(phi, scale)
+        v, weight = self.rows(phi, scales)
         return Observations.of(v, self.user, self.n_users, self.strength, weight)
 
-    def prior(self, prior: Gaussian, scale: RatingScale) -> Gaussian:
+    def prior(self, prior: Gaussian) -> Gaussian:
         """A prior over λ as one over the columns of `rows`."""
-        return prior.with_column(scale.generosity) if self.rated.any() else prior
+        return prior.with_column(1.0) if self.graded.any() else prior
 
     def implied(self) -> tuple[Ints, Ints, Ints]:
         """The choices that ratings in a row imply: of one person, of answers to one prompt, unequal.
@@ -121,7 +134,8 @@ class Choices:
             (M,) the first of the two rows, and the rows of the table with the better and the worse answer.
         """
         alike = (self.user[1:] == self.user[:-1]) & (self.prompt[1:] == self.prompt[:-1])
-        first = np.flatnonzero(alike & self.rated[1:] & self.rated[:-1] & (self.strength[1:] != self.strength[:-1]))
+        rated = self.form == RATING
+        first = np.flatnonzero(alike & rated[1:] & rated[:-1] & (self.strength[1:] != self.strength[:-1]))
         up = self.strength[first] > self.strength[first + 1]
         one, other = self.chosen[first], self.chosen[first + 1]
         return first, np.where(up, one, other), np.where(up, other, one)
@@ -129,15 +143,15 @@ class Choices:
     def votes(self) -> Floats:
         """(N,) how much each row speaks for its chosen answer, in [−1, 1]; a tie not at all.
 
-        A rating counts by how far it stands above the person's mean, so that who is generous votes for no answer.
+        A graded answer counts by how far it stands above the person's mean, so that who is generous votes for none.
         """
         vote = 2 * self.strength - 1
-        if self.rated.any():
-            rater = self.user[self.rated]
+        if self.graded.any():
+            rater = self.user[self.graded]
             count = np.bincount(rater, minlength=self.n_users)
-            level = np.bincount(rater, vote[self.rated], self.n_users) / np.maximum(count, 1)
-            vote[self.rated] -= level[rater]
-        return np.asarray(vote, np.float64)
+            level = np.bincount(rater, vote[self.graded], self.n_users) / np.maximum(count, 1)
+            vote[self.graded] -= level[rater]
+        return np.asarray(vote * self.confidence, np.float64)
 
 
 def fit_weights(
@@ -147,19 +161,19 @@ def fit_weights(
     lapse: float,
     penalties: Penalties = Penalties(),
     max_steps: int = 100,
-    scale: RatingScale = RatingScale(),
+    scales: Scales = Scales(),
     random_start: int | None = None,
 ) -> Floats:
     """Penalised maximum likelihood of W, people's weights and levels solved exactly inside.
 
     Args:
-        z: (n, K) coordinates of the answers, and of the centres where there are ratings.
-        choices: who preferred what, and who rated what how.
+        z: (n, K) coordinates of the answers, and of the centres where there are graded answers.
+        choices: who preferred what, and who graded what how.
         rank: J ≥ 1 base rewards, the population's included.
         lapse: ε in [0, 0.5).
         penalties: of the two kinds of rows.
         max_steps: L-BFGS iterations at most.
-        scale: how ratings speak.
+        scales: how graded answers speak.
         random_start: a seed, to start at random directions instead of those of `svd_start`.
 
     Returns:
@@ -179,15 +193,15 @@ def fit_weights(
     penalty = np.full((rows, 1), penalties.individual)
     penalty[0] = penalties.population
     taste = Gaussian(np.eye(rows)[0], np.diag(np.r_[_PINNED, np.ones(rows - 1)]))
-    population = choices.prior(taste, scale)
+    population = choices.prior(taste)
     spread = np.diag(population.cov)[1:]
-    stretch = np.where(choices.rated, scale.slope, 1.0)
+    stretch = scales.slopes(choices.form)
     weights_of_people: Floats | None = None
 
     def objective(flat: Floats) -> tuple[float, Floats]:
         nonlocal weights_of_people
         w = flat.reshape(rows, -1)
-        v, weight = choices.rows(z @ w.T, scale)
+        v, weight = choices.rows(z @ w.T, scales)
         said = Observations(v, strength, weight, user, choices.n_users)
         lam = posterior_mode(said, population, lapse, start=weights_of_people, tolerance=1e-5)
         weights_of_people = lam
@@ -207,7 +221,7 @@ def fit_weights(
 
 
 def fix_gauge(
-    weights: Floats, prior: Belief, choices: Choices, z: Floats, lapse: float, scale: RatingScale = RatingScale()
+    weights: Floats, prior: Belief, choices: Choices, z: Floats, lapse: float, scales: Scales = Scales()
 ) -> tuple[Floats, Belief]:
     """The same model with prior covariance I, and axes turned so that people's tastes lie along few of them.
 
@@ -220,8 +234,8 @@ def fix_gauge(
     dim = len(prior.mean)
     root = np.linalg.cholesky(prior.cov)
     weights, prior = root.T @ weights, prior.affine(np.linalg.inv(root), np.zeros(dim))
-    said = choices.observations(z @ weights.T, scale)
-    people = posterior_mode(said, choices.prior(Gaussian(prior.mean, np.eye(dim)), scale), lapse)[:, :dim] - prior.mean
+    said = choices.observations(z @ weights.T, scales)
+    people = posterior_mode(said, choices.prior(Gaussian(prior.mean, np.eye(dim))), lapse)[:, :dim] - prior.mean
     turn = varimax(people)
     # Signs: what the population likes points up.
     turn = turn * np.where(turn.T @ prior.mean < 0, -1.0, 1.0)

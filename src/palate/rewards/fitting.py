@@ -9,15 +9,17 @@ from threadpoolctl import threadpool_limits
 
 from palate.encoders import Encoder
 from palate.errors import InputError
-from palate.feedback import Comparison, Feedback, Rating, Text, as_text
+from palate.feedback import Comparison, Feedback, Text, as_text
 from palate.rewards.beliefs import Belief, Floats
 from palate.rewards.drift import Drift, elapsed_days, learn_half_life
+from palate.rewards.evidence import Evidence, grade_of, heard
 from palate.rewards.factorization import Choices, Penalties, fit_weights, fix_gauge
 from palate.rewards.features import Coordinates
 from palate.rewards.finetuning import Finetune, Tuned
 from palate.rewards.indexing import Indexed
 from palate.rewards.model import KnownAnswers, RewardModel, base_rewards
 from palate.rewards.population import fit_prior
+from palate.rewards.ratings import RATING, REPLY
 from palate.rewards.selection import Settings, choose_settings
 from palate.rewards.styles import StyleProbe
 
@@ -39,10 +41,11 @@ def fit(
     half_life: float | Literal["learn"] = np.inf,
     progress: Stage | None = None,
 ) -> RewardModel:
-    """Learn base rewards and the population prior from comparisons and ratings (`split` absent or ``train``).
+    """Learn base rewards and the population prior from what people said (`split` absent or ``train``).
 
     Args:
-        feedback: what people said. Replies are not read.
+        feedback: what people said. A reply counts once it was read: with its `satisfaction`, and a `target` of taste
+            or both.
         encoder: texts to features.
         rank: J, how many base rewards, 1 to 64; fewer are made where there are fewer people. With ``"auto"``, it and
             the strength of `penalties` are chosen on people left out, which takes several times as long.
@@ -63,7 +66,9 @@ def fit(
     """
     if rank != "auto" and not 1 <= rank <= 64:
         raise InputError(f"Rank {rank!r} is not in 1 to 64; give the number of base rewards to learn")
-    said: list[Comparison | Rating] = [*feedback.comparisons, *feedback.ratings]
+    if half_life != "learn":
+        Drift.forgetting(half_life)  # refused before a long fit, not after
+    said = heard([*feedback.comparisons, *feedback.ratings, *feedback.replies])
     rows = [row for row in said if row.split in (None, "train")]
     _check(rows)
     if half_life == "learn":
@@ -92,7 +97,7 @@ def fit(
         days = _half_life(rows, choices, z @ weights.T, prior, settings) if half_life == "learn" else half_life
     calibration = settings.calibration
     offset = coordinates.offset.astype(np.float32)
-    n_features = coordinates.basis.shape[1]  # with ratings there is a column more, their level
+    n_features = coordinates.basis.shape[1]  # with graded answers there is a column more, their level
     weights32 = (weights[:, :n_features] @ coordinates.basis.T).astype(np.float32)
     probe = StyleProbe.fit(encoder)
     kept = _kept(indexed.prompts)
@@ -113,14 +118,14 @@ def fit(
             styles=probe(raw[kept]),
         ),
         style_names=probe.names,
-        ratings=calibration.ratings,
+        scales=calibration.scales,
         level=weights[:, n_features:].sum(axis=1),
         figures=_figures(choices, len(raw), settings) | tuned.figures | {"seed": float(seed)},
         encoder=encoder,
     )
 
 
-def _in_order_of_time(rows: list[Comparison | Rating]) -> list[Comparison | Rating]:
+def _in_order_of_time(rows: list[Evidence]) -> list[Evidence]:
     times = [row.created_at.timestamp() for row in rows if row.created_at]
     if undated := len(rows) - len(times):
         raise InputError(
@@ -130,16 +135,14 @@ def _in_order_of_time(rows: list[Comparison | Rating]) -> list[Comparison | Rati
     return [rows[i] for i in np.argsort(times, kind="stable")]
 
 
-def _half_life(
-    rows: Sequence[Comparison | Rating], choices: Choices, phi: Floats, prior: Belief, settings: Settings
-) -> float:
+def _half_life(rows: Sequence[Evidence], choices: Choices, phi: Floats, prior: Belief, settings: Settings) -> float:
     """Under which the fitted people's own answers, in order of time, were foretold best."""
-    scale, lapse = settings.calibration.ratings, settings.calibration.lapse
-    said = choices.observations(phi, scale)
+    lapse = settings.calibration.lapse
+    said = choices.observations(phi, settings.calibration.scales)
     order = np.argsort(choices.user, kind="stable")
     elapsed = elapsed_days([rows[i].created_at for i in order])
-    if choices.rated.any():
-        prior = prior.with_column(scale.generosity)
+    if choices.graded.any():
+        prior = prior.with_column(1.0)
     first = np.diff(said.user, prepend=-1) != 0
     return learn_half_life(said, np.where(first, 0.0, elapsed), prior, lapse)
 
@@ -151,29 +154,30 @@ def _read(indexed: Indexed, encoder: Encoder, told: Stage) -> tuple[NDArray[np.f
     return raw, coordinates, indexed.with_centres(coordinates(raw))
 
 
-def _check(rows: Sequence[Comparison | Rating]) -> None:
+def _check(rows: Sequence[Evidence]) -> None:
     if not rows:
         raise InputError(
-            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
-            "rejected, or with completion and score"
+            "There are 0 comparisons, 0 ratings and 0 replies on taste to fit on (split absent or 'train'); give rows "
+            "with chosen and rejected, with completion and score, or with completion and reply"
         )
     people = {row.user_id for row in rows}
     if len(people) < 2:
         raise InputError(
             f"All rows are of one user, {rows[0].user_id!r}; base rewards need at least 2 people to differ"
         )
-    scores = {row.score for row in rows if isinstance(row, Rating)}
-    if len(scores) < 2 and all(isinstance(row, Rating) or row.strength == 0.5 for row in rows):
-        what = f"ratings have the score {scores.pop()!r}" if scores else "comparisons are ties (strength 0.5)"
+    grades = [grade_of(row) for row in rows]
+    scores = {grade for grade in grades if grade is not None}
+    if len(scores) < 2 and all(not isinstance(row, Comparison) or row.strength == 0.5 for row in rows):
+        what = f"grades are {scores.pop()!r}" if scores else "comparisons are ties (strength 0.5)"
         raise InputError(f"All {len(rows)} {what}, which prefer nothing; give some decided ones")
 
 
 def _learn(z: Floats, choices: Choices, settings: Settings) -> tuple[Floats, Belief]:
-    calibration, scale = settings.calibration, settings.scale
+    calibration, scales = settings.calibration, settings.scales
     lapse = calibration.lapse
-    weights = fit_weights(z, choices, settings.rank, lapse, settings.penalties, scale=scale)
-    prior = fit_prior(choices.observations(z @ weights.T, scale), lapse, calibration.parts).leading(len(weights))
-    return fix_gauge(weights, calibration.apply(prior), choices, z, lapse, scale)
+    weights = fit_weights(z, choices, settings.rank, lapse, settings.penalties, scales=scales)
+    prior = fit_prior(choices.observations(z @ weights.T, scales), lapse, calibration.parts).leading(len(weights))
+    return fix_gauge(weights, calibration.apply(prior), choices, z, lapse, scales)
 
 
 def _kept(prompts: Sequence[Text]) -> NDArray[np.int64]:
@@ -194,7 +198,7 @@ def _figures(choices: Choices, answers: int, settings: Settings) -> dict[str, fl
     calibration = settings.calibration
     figures: dict[str, float] = {
         "users": choices.n_users,
-        "comparisons": int(np.sum(~choices.rated)),
+        "comparisons": int(np.sum(~choices.graded)),
         "prompts": len(np.unique(choices.prompt)),
         "answers": answers,
         "lapse": calibration.lapse,
@@ -203,8 +207,9 @@ def _figures(choices: Choices, answers: int, settings: Settings) -> dict[str, fl
         "prior_parts": calibration.parts,
         "held_out_users": calibration.people,
     }
-    if choices.rated.any():
-        figures["ratings"] = int(np.sum(choices.rated))
+    for name, form in (("ratings", RATING), ("replies", REPLY)):
+        if count := int(np.sum(choices.form == form)):
+            figures[name] = count
     if settings.penalties != Penalties():
         figures["penalty"] = settings.penalties.individual
     for name, values in (("log_loss", calibration.log_loss), ("auc", calibration.auc)):

@@ -15,7 +15,7 @@ from palate.errors import InputError, ModelError
 from palate.rewards.beliefs import Belief, Gaussian, Mixture
 from palate.rewards.drift import Drift
 from palate.rewards.model import KnownAnswers, RewardModel
-from palate.rewards.ratings import RatingScale
+from palate.rewards.ratings import RatingScale, Scales
 
 # A model on a tuned encoder has format 3: a Palate that reads 2 would look for its encoder elsewhere.
 FORMAT = 3
@@ -96,7 +96,6 @@ def _write(model: RewardModel, folder: Path) -> None:
     with (folder / KNOWN).open("w", encoding="utf-8") as lines:
         for prompt, completion in zip(known.prompts, known.completions, strict=True):
             lines.write(json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) + "\n")
-    scale = model.ratings
     config = {
         "format": FORMAT if model.finetune else 2,
         "fingerprint": model.fingerprint,
@@ -105,7 +104,8 @@ def _write(model: RewardModel, folder: Path) -> None:
         "encoder": {"name": model.encoder_name, "revision": model.encoder_revision}
         | ({"finetune": model.finetune} if model.finetune else {}),
         "styles": model.style_names,
-        "ratings": {"slope": scale.slope, "weight": scale.weight, "generosity": scale.generosity},
+        "ratings": vars(model.scales.ratings),
+        "replies": vars(model.scales.replies),
         "drift": {name: value if np.isfinite(value) else None for name, value in vars(model.drift).items()},
         "guard": model.guard,
         "figures": model.figures,
@@ -171,9 +171,9 @@ def _build(
     config: Mapping[str, object], tensors: Mapping[str, np.ndarray], rows: list[dict[str, object]]
 ) -> RewardModel:
     c: dict[str, object] = dict(config)
-    encoder, ratings = c["encoder"], c["ratings"]
-    if not isinstance(encoder, dict) or not isinstance(ratings, dict):
-        raise TypeError("encoder and ratings are objects")
+    encoder, ratings, replies = c["encoder"], c["ratings"], c.get("replies", {})  # older folders have no replies
+    if not (isinstance(encoder, dict) and isinstance(ratings, dict) and isinstance(replies, dict)):
+        raise TypeError("encoder, ratings and replies are objects")
     if len(rows) != len(tensors["known.phi"]):
         raise ValueError("as many completions as rows of known.phi")
     prior = Gaussian(tensors["prior.mean"], tensors["prior.cov"])
@@ -194,7 +194,7 @@ def _build(
             styles=tensors["known.styles"],
         ),
         style_names=[(high, low) for high, low in c["styles"]],  # type: ignore[attr-defined]
-        ratings=RatingScale(**ratings),
+        scales=Scales(RatingScale(**ratings), RatingScale(**replies) if replies else Scales().replies),
         level=tensors.get("ratings.level", np.zeros(0)),  # older folders have none
         # JSON knows no infinity.
         drift=Drift(**{name: np.inf if value is None else value for name, value in drift.items()}),
@@ -211,7 +211,7 @@ def counted(figures: Mapping[str, float]) -> str:
         >>> counted({"comparisons": 1200, "ratings": 30})
         '1,200 comparisons and 30 ratings'
     """
-    counts = [(name, figures.get(name, 0)) for name in ("comparisons", "ratings")]
+    counts = [(name, figures.get(name, 0)) for name in ("comparisons", "ratings", "replies")]
     return " and ".join(f"{count:,.0f} {name}" for name, count in counts if count) or "0 comparisons"
 
 

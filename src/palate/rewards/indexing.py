@@ -1,4 +1,4 @@
-"""Comparisons and ratings as indices into a table of distinct answers, so that every answer is encoded once."""
+"""What people said as indices into a table of distinct answers, so that every answer is encoded once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,22 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from palate.encoders import Encoder, Progress
-from palate.feedback import Comparison, Rating, Text, as_text
+from palate.feedback import Comparison, Reply, Text, as_text
+from palate.rewards.evidence import Evidence, columns
 from palate.rewards.factorization import Choices
 from palate.rewards.posterior import Floats
+from palate.rewards.ratings import CHOICE
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """N comparisons and ratings of U people, of n distinct answers.
+    """N records of U people, of n distinct answers.
 
     Args:
         prompts: prompt of each of n answers, in order of appearance.
         completions: the answers.
         choices: what was said; people in order of appearance, grouped by `kind` where they have one. The centre
-            that ratings of prompt p are held against is row n + p of `with_centres`.
+            that graded answers of prompt p are held against is row n + p of `with_centres`.
         split: (N,) `split` of each row, "" where absent.
     """
 
@@ -31,7 +33,7 @@ class Indexed:
     split: NDArray[np.str_]
 
     @classmethod
-    def of(cls, rows: Sequence[Comparison | Rating]) -> "Indexed":
+    def of(cls, rows: Sequence[Evidence]) -> "Indexed":
         """Number answers, people, prompts and kinds as they appear."""
         answers: dict[tuple[str, str], int] = {}
         texts: list[tuple[Text, Text]] = []
@@ -50,31 +52,33 @@ class Indexed:
                 table[i, side] = answers[key]
             user = users.setdefault(row.user_id, len(users))
             # Without a kind everybody is a kind of their own.
-            kind = (row.kind, row.user_id if row.kind is None else "")
+            named = None if isinstance(row, Reply) else row.kind
+            kind = (named, row.user_id if named is None else "")
             group[user] = kinds.setdefault(kind, len(kinds))
             table[i, 2:] = user, prompts.setdefault(prompt, len(prompts))
-        rated = np.array([isinstance(row, Rating) for row in rows], np.bool_)
-        table[rated, 1] = len(answers) + table[rated, 3]
+        form, label, confidence = columns(rows)
+        table[form != CHOICE, 1] = len(answers) + table[form != CHOICE, 3]
         choices = Choices(
             chosen=table[:, 0],
             rejected=table[:, 1],
             user=table[:, 2],
-            strength=np.array([row.score if isinstance(row, Rating) else row.strength for row in rows]),
+            strength=label,
             prompt=table[:, 3],
             group=np.array(list(group.values()), np.int64),
-            rated=rated,
+            form=form,
+            confidence=confidence,
         )
         split = np.array([row.split or "" for row in rows], dtype=np.str_)
         return cls([prompt for prompt, _ in texts], [completion for _, completion in texts], choices, split)
 
     def with_centres(self, z: Floats) -> Floats:
-        """(n, K) coordinates of the answers; where there are ratings, the centre of each prompt under them.
+        """(n, K) coordinates of the answers; where answers are graded, the centre of each prompt under them.
 
         A centre is the mean over the prompt's answers where there are two or more, else over all. One more column
-        is −1 in centres alone: along it base rewards learn how far a rating starts from level, since who likes one
+        is −1 in centres alone: along it base rewards learn how far a grade starts from level, since who likes one
         thing may be generous, and who likes another severe.
         """
-        if not self.choices.rated.any():
+        if not self.choices.graded.any():
             return z
         numbers: dict[str, int] = {}
         prompt = np.array([numbers.setdefault(as_text(text), len(numbers)) for text in self.prompts], np.int64)
@@ -92,5 +96,5 @@ class Indexed:
         )
 
 
-def _completions(row: Comparison | Rating) -> tuple[Text, ...]:
-    return (row.completion,) if isinstance(row, Rating) else (row.chosen, row.rejected)
+def _completions(row: Evidence) -> tuple[Text, ...]:
+    return (row.chosen, row.rejected) if isinstance(row, Comparison) else (row.completion,)

@@ -15,14 +15,15 @@ import numpy as np
 
 from palate.encoders import Encoder, Progress, load_encoder
 from palate.errors import EncoderError, InputError
-from palate.feedback import Comparison, Rating, Record, Text, as_text
+from palate.feedback import Comparison, Record, Text, as_text
 from palate.rewards.beliefs import Belief, Floats, Ints, Mixture
 from palate.rewards.drift import Drift, Followed, elapsed_days, follow
+from palate.rewards.evidence import Evidence, columns, heard
 from palate.rewards.features import in_chunks
 from palate.rewards.guard import Guard
 from palate.rewards.posterior import Observations, laplace_posterior, predict
 from palate.rewards.queries import pairs_within_prompts
-from palate.rewards.ratings import RatingScale
+from palate.rewards.ratings import CHOICE, READINGS, Scales
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class RewardModel:
         encoder_revision: of its weights; another revision is refused.
         known: answers of the fitting data.
         style_names: S pairs of words for the two ends of each named style, high first.
-        ratings: how ratings speak.
-        level: (J,) base rewards from which ratings start, over the centre; none by default.
+        scales: how ratings and replies speak.
+        level: (J,) base rewards from which grades start, over the centre; none by default.
         drift: how tastes change; not at all by default.
         guard: log odds, before any answer, that somebody's own taste foretells them better than the population's.
         figures: what was measured while fitting, for the model card.
@@ -118,7 +119,7 @@ class RewardModel:
     encoder_revision: str
     known: KnownAnswers
     style_names: list[tuple[str, str]] = field(default_factory=list)
-    ratings: RatingScale = RatingScale()
+    scales: Scales = Scales()
     level: Floats = field(default_factory=lambda: np.zeros(0))
     drift: Drift = Drift()
     guard: float = 0.0
@@ -178,8 +179,9 @@ class RewardModel:
         for array in (self.offset, self.weights, prior.mean, prior.cov, self.known.phi):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(repr(list(self._row_of.items())).encode())
-        scale = self.ratings
-        digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
+        for scale in (self.scales.ratings, self.scales.replies):
+            if scale != READINGS:  # models fitted before replies were read keep their fingerprint
+                digest.update(np.array([self.lapse, scale.slope, scale.weight, scale.generosity]).tobytes())
         if self.level.any():
             digest.update(np.ascontiguousarray(self.level).tobytes())
         if isinstance(self.prior, Mixture):
@@ -237,69 +239,75 @@ class RewardModel:
         """What is known of somebody who said nothing yet: the population prior."""
         return self.prior
 
-    def observations(
-        self, evidence: Sequence[Comparison | Rating], user: Ints | None = None, n_users: int = 1
-    ) -> Observations:
-        """Comparisons and ratings as rows for the posterior, in the order given within each person.
+    def observations(self, evidence: Sequence[Evidence], user: Ints | None = None, n_users: int = 1) -> Observations:
+        """What people said as rows for the posterior, in the order given within each person.
 
-        The last column is the person's generosity b_u: 1 in ratings, 0 in comparisons.
+        The last column is of the person's generosity b_u: 0 in comparisons.
 
         Args:
-            evidence: N records.
+            evidence: N records that say something, as `palate.rewards.evidence.heard` picks them.
             user: (N,) whose each is, 0 to n_users − 1; all of one person by default.
             n_users: U.
         """
         first = [r.chosen if isinstance(r, Comparison) else r.completion for r in evidence]
         prompts = [r.prompt for r in evidence]
-        is_rating = np.array([isinstance(r, Rating) for r in evidence], bool)
+        form, label, confidence = columns(evidence)
         v = self.phi(prompts, first)  # (N, J)
         compared = [r for r in evidence if isinstance(r, Comparison)]
-        v[~is_rating] -= self.phi([r.prompt for r in compared], [r.rejected for r in compared])
-        centres = {as_text(prompts[i]): self._centre(prompts[i]) for i in np.flatnonzero(is_rating)}
-        for i in np.flatnonzero(is_rating):
-            v[i] -= centres[as_text(prompts[i])]
-        v, weight = self.ratings.rows(v, is_rating)
+        v[form == CHOICE] -= self.phi([r.prompt for r in compared], [r.rejected for r in compared])
+        graded = np.flatnonzero(form != CHOICE)
+        v[graded] -= self._centres([prompts[i] for i in graded])
+        v, weight = self.scales.rows(v, form)
         return Observations.of(
             v,
             np.zeros(len(v), np.int64) if user is None else user,
             n_users,
-            label=np.array([r.strength if isinstance(r, Comparison) else r.score for r in evidence]),
-            weight=weight,
+            label=label,
+            weight=weight * confidence,
         )
 
-    def _centre(self, prompt: Text) -> Floats:
-        """φ̄(x), mean over known answers to the prompt where there are two or more, else over all; less the level."""
-        rows = self.rows_of(prompt)
-        return np.asarray(self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0) - self.level, np.float64)
+    def centred(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Floats:
+        """φ(x, y) − φ̄(x), from which grades are foretold: (n, J), arguments as for `phi`."""
+        return self.phi(prompts, completions) - self._centres(prompts)
+
+    def _centres(self, prompts: Sequence[Text]) -> Floats:
+        """(n, J) φ̄(x), mean over known answers to a prompt if there are two or more, else over all; less the level."""
+        centre: dict[str, Floats] = {}
+        for prompt in prompts:
+            if (key := as_text(prompt)) not in centre:
+                rows = self.rows_of(prompt)
+                centre[key] = self.known.phi[rows if len(rows) > 1 else slice(None)].mean(axis=0) - self.level
+        return np.array([centre[as_text(prompt)] for prompt in prompts]).reshape(-1, self.n_rewards)
 
     @property
     def prior_with_generosity(self) -> Belief:
-        """The prior over (λ, b_u) under the model's own rating scale."""
-        return self.prior.with_column(self.ratings.generosity)
+        """The prior over (λ, b_u), b_u in standard deviations."""
+        return self.prior.with_column(1.0)
 
-    def posterior(self, evidence: Sequence[Record], *, half_life: float | None = None) -> Belief:
+    def posterior(self, evidence: Sequence[Record], *, half_life: float | None = None, level: bool = False) -> Belief:
         """What is known of a person's weights: a function of what they said, and of the model's fingerprint.
 
         Args:
-            evidence: what one person said, in order of time. Replies say nothing here until a scorer has read them.
+            evidence: what one person said, in order of time. Replies say nothing until a scorer has read them.
             half_life: in days, instead of the model's own.
+            level: whether the person's generosity b_u, in standard deviations, stays as one more, last weight.
 
         Returns:
             A belief with mean (J,) and cov (J, J), of the prior's kind; the prior for no evidence. Where tastes drift
             it is that of the moment of the last record.
         """
-        said = _heard(evidence)
+        said = heard(evidence)
         if not said:
-            return self.prior
+            return self.prior_with_generosity if level else self.prior
         if self._drift(half_life).moves:
             belief = self.follow(said, half_life=half_life).belief
         else:
             belief = laplace_posterior(self.observations(said), self.prior_with_generosity, self.lapse)
-        return belief[0].leading(self.n_rewards)
+        return belief[0] if level else belief[0].leading(self.n_rewards)
 
     def rows_of_people(self, people: Sequence[Sequence[Record]]) -> Observations:
         """What each of U people said, as rows for their posteriors in one go."""
-        said = [_heard(evidence) for evidence in people]
+        said = [heard(evidence) for evidence in people]
         user = np.repeat(np.arange(len(said)), [len(one) for one in said])
         return self.observations([record for one in said for record in one], user, len(said))
 
@@ -313,7 +321,7 @@ class RewardModel:
         Returns:
             Of one person; the belief is over (λ, b_u).
         """
-        said = _heard(evidence)
+        said = heard(evidence)
         elapsed = elapsed_days([record.created_at for record in said])
         prior, drift = self.prior_with_generosity, self._drift(half_life)
         return follow(self.observations(said), elapsed, prior, self.lapse, drift)
@@ -360,11 +368,6 @@ class RewardModel:
             )
             for place, i in enumerate(order)
         ]
-
-
-def _heard(evidence: Sequence[Record]) -> list[Comparison | Rating]:
-    """What says something of λ by itself."""
-    return [record for record in evidence if isinstance(record, Comparison | Rating)]
 
 
 def base_rewards(raw: np.ndarray, offset: np.ndarray, weights: np.ndarray) -> Floats:

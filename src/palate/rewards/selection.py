@@ -1,6 +1,6 @@
-"""Settings of a fit, chosen on people who were left out of it: how ratings speak, and where asked rank and L2.
+"""Settings of a fit, chosen on people who were left out of it: how graded answers speak, and where asked rank and L2.
 
-Ratings are first read at a guess (a rating counts like a choice), which says how they should be read; the folds are
+Graded answers are first read at a guess (each counts like a choice), which says how they should be read; the folds are
 then fitted anew with that. Rank and L2 climb from their defaults to a neighbour on a grid while it foretells the
 left-out groups better by more than one standard error, paired by group: a draw leaves them where they are.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from palate.rewards.calibration import Calibration, cross_fit
 from palate.rewards.factorization import Choices, Penalties
 from palate.rewards.posterior import Floats
-from palate.rewards.ratings import RatingScale
+from palate.rewards.ratings import RATING, RatingScale, Scales
 
 # Rows for the first guess of how ratings speak, of whole groups drawn by chance.
 _FEW = 20_000
@@ -31,13 +31,13 @@ class Settings:
     Args:
         rank: J.
         penalties: L2 of the base rewards.
-        scale: of ratings, while base rewards are learned.
-        calibration: scales of prior and ratings, and lapse, with the figures on left-out people.
+        scales: of graded answers, while base rewards are learned.
+        calibration: scales of prior and graded answers, and lapse, with the figures on left-out people.
     """
 
     rank: int
     penalties: Penalties
-    scale: RatingScale
+    scales: Scales
     calibration: Calibration
 
 
@@ -53,8 +53,8 @@ def choose_settings(
     """Cross-fit, and choose what is left open.
 
     Args:
-        z: (n, K) coordinates of the answers, and of the centres where there are ratings.
-        choices: all comparisons and ratings.
+        z: (n, K) coordinates of the answers, and of the centres where there are graded answers.
+        choices: all that was said.
         rank: J, or ``"auto"``: rank and a factor on the penalties are then chosen, starting at 12 and 1.
         penalties: L2 of the base rewards.
         seed: of the folds, and of the people drawn where there are many.
@@ -67,18 +67,21 @@ def choose_settings(
             rows,
             settings.rank,
             settings.penalties,
-            scale=settings.scale,
+            scales=settings.scales,
             seed=seed,
             progress=progress,
         )
         return replace(settings, calibration=found)
 
-    best = Settings(12 if rank == "auto" else rank, penalties, RatingScale(), Calibration())
-    if choices.rated.any():
-        guess = tried(best, choices.some_groups(_FEW, np.random.default_rng(seed))).calibration.ratings
-        # Without choices the unit of base rewards is a logit of ratings, so that L2 means the same to both. Levels
-        # stay free: held tight, they would take a base reward to themselves.
-        best = replace(best, scale=RatingScale(1.0 if choices.rated.all() else guess.slope, guess.weight))
+    best = Settings(12 if rank == "auto" else rank, penalties, Scales(), Calibration())
+    if choices.graded.any():
+        guess = tried(best, choices.some_groups(_FEW, np.random.default_rng(seed))).calibration.scales
+        # Without choices the unit of base rewards is a logit of what is graded, so that L2 means the same to both.
+        # Levels stay free: held tight, they would take a base reward to themselves.
+        main = guess.ratings if np.any(choices.form == RATING) else guess.replies
+        unit = main.slope if choices.graded.all() else 1.0
+        ratings, replies = (RatingScale(s.slope / unit, s.weight) for s in (guess.ratings, guess.replies))
+        best = replace(best, scales=Scales(ratings, replies))
     best = tried(best)
     if rank == "auto":
         best = _climb(best, _RANKS, best.rank, lambda settings, value: tried(replace(settings, rank=value)))

@@ -10,9 +10,9 @@ from zlib import crc32
 
 import numpy as np
 
-from palate.feedback import Reply
 from palate.rewards import DEFAULT_STRATEGY, Belief, Gaussian, Guard, Mixture, RewardModel
 from palate.rewards.elicitation import next_query, pairs_in
+from palate.rewards.evidence import heard
 from palate.store.records import StoredQuery, User
 from palate.store.repository import Store
 
@@ -68,7 +68,7 @@ def weigh(store: Store, model: RewardModel, user: User) -> Guard:
 
 def turned(store: Store, model: RewardModel, user: User) -> datetime | None:
     """When a person's taste turned last; None where it did not, or reversals are not looked for."""
-    said = [one for one in store.evidence(user) if not isinstance(one.record, Reply)]
+    said = [one for one in store.evidence(user) if heard([one.record])]
     since = int(model.follow([one.record for one in said], half_life=user.half_life_days).since[0]) if said else 0
     return said[since].created_at if since else None
 

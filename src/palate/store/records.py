@@ -101,6 +101,39 @@ class StoredQuery:
         )
 
 
+@dataclass(frozen=True)
+class StoredScore:
+    """How a reply, or a child of it, was scored once.
+
+    Attributes:
+        number: 0 for the reply as it was typed.
+        how: typed, synonyms or truncation.
+        text: what it says.
+        version: of scorer, model, follower and evidence together.
+        scorer: revision of the scorer.
+        satisfaction: the scorer's reading, in [0, 1].
+        confidence: of that reading, in [0, 1].
+        target: what the feeling is on.
+        followed: what the follower foretold without this reply, in [0, 1].
+        share: w, the weight of the follower.
+        training_target: (1 − w) satisfaction + w followed.
+        scored_at: UTC.
+    """
+
+    number: int
+    how: str
+    text: str
+    version: str
+    scorer: str
+    satisfaction: float
+    confidence: float
+    target: str
+    followed: float
+    share: float
+    training_target: float
+    scored_at: datetime
+
+
 @dataclass(frozen=True, eq=False)
 class StoredPosterior:
     """What was known of a person's weights when it was last computed.

@@ -43,7 +43,7 @@ class Store:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     @classmethod
     def open(cls, url: str | None = None, *, create: bool = True) -> Self:
@@ -74,7 +74,7 @@ class Store:
 
     def close(self) -> None:
         """Close the connections."""
-        self._database.close()
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -85,22 +85,22 @@ class Store:
     @property
     def current_revision(self) -> str | None:
         """The revision of the database's schema."""
-        return self._database.revision()
+        return self.database.revision()
 
     def upgrade(self) -> None:
         """Bring the schema to this version's revision, as `open` does."""
-        self._database.upgrade()
+        self.database.upgrade()
 
     # People
 
     def ensure_tenant(self, name: str) -> None:
         """Make a tenant unless there is one of that name; 'default' is there from the start."""
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             rows.insert_if_absent(db, t.tenant, name=name)
 
     def user(self, external_id: str, tenant: str = DEFAULT_TENANT) -> User | None:
         """The tenant's user of that name, None if there is none."""
-        with self._database.transaction(READ) as db:
+        with self.database.transaction(READ) as db:
             return rows.find_user(db, external_id, tenant)
 
     def ensure_user(self, external_id: str, tenant: str = DEFAULT_TENANT) -> User:
@@ -115,7 +115,7 @@ class Store:
             )
         if known := self.user(external_id, tenant):
             return known
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             tenant_id = db.scalar(sa.select(t.tenant.c.id).where(t.tenant.c.name == tenant))
             if tenant_id is None:
                 raise InputError(f"Unknown tenant: {tenant!r}; make it with Store.ensure_tenant first")
@@ -137,7 +137,7 @@ class Store:
         """
         if days is not None and not days > 0:
             raise InputError(f"Half-life {days!r} is not above 0; give days, or None for the model's own")
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             rows.lock(db, user.id)
             db.execute(t.user.update().where(t.user.c.id == user.id).values(half_life_days=days))
             db.execute(t.posterior.delete().where(t.posterior.c.user_id == user.id))
@@ -145,13 +145,13 @@ class Store:
 
     def users(self, tenant: str = DEFAULT_TENANT) -> list[User]:
         """The tenant's users, in the order they came."""
-        with self._database.transaction(READ) as db:
+        with self.database.transaction(READ) as db:
             found = db.execute(rows.people.where(t.tenant.c.name == tenant).order_by(t.user.c.id))
             return [rows.to_user(row) for row in found]
 
     def everybody(self, after: int = 0, at_most: int = 1_000) -> list[User]:
         """Users of all tenants by number, those after a number: for jobs that walk over all of them."""
-        with self._database.transaction(READ) as db:
+        with self.database.transaction(READ) as db:
             found = db.execute(rows.people.where(t.user.c.id > after).order_by(t.user.c.id).limit(at_most))
             return [rows.to_user(row) for row in found]
 
@@ -168,7 +168,7 @@ class Store:
                 which `scrub` will erase.
         """
         erased = {}
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             for table in reversed(t.metadata.sorted_tables):  # what refers to a row goes before it
                 owner = t.user.c.id if table is t.user else table.c.get("user_id")
                 if owner is not None:
@@ -183,7 +183,7 @@ class Store:
 
     def scrub(self) -> None:
         """Overwrite what deleted rows have left in an SQLite file and its log, as `forget` does."""
-        self._database.scrub()
+        self.database.scrub()
 
     # Evidence
 
@@ -213,40 +213,53 @@ class Store:
                 f"Evidence of user {record.user_id!r} cannot be given to user {user.external_id!r}; "
                 "append it to its own user"
             )
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             return rows.append(db, rows.lock(db, user.id), record, evidence_id or str(uuid.uuid4()), query_id)
 
     def evidence(self, user: User, *, include_withdrawn: bool = False) -> list[StoredEvidence]:
-        """A user's evidence, sorted by time, then id."""
+        """A user's evidence, sorted by time, then id; replies as they were last read."""
         wanted = sa.select(t.evidence).where(t.evidence.c.user_id == user.id)
         if not include_withdrawn:
             wanted = wanted.where(~t.evidence.c.withdrawn)
-        with self._database.transaction(READ) as db:
-            found = [rows.to_evidence(row, user) for row in db.execute(wanted)]
+        with self.database.transaction(READ) as db:
+            readings = rows.readings(db, user.id)
+            found = [rows.to_evidence(row, user, readings.get(row.id)) for row in db.execute(wanted)]
         # Not sorted by the database: one with a locale would order the ids its own way.
         return sorted(found, key=lambda evidence: (evidence.created_at, evidence.id))
 
     def evidence_count(self, user: User) -> int:
-        """How often a user's evidence has changed: once for each append, once for each withdrawal.
+        """How often a user's evidence has changed: by each append, each withdrawal, and each reading of a reply.
 
         While it stays the same, so does the evidence, and so does a posterior. Read it before the evidence.
         """
-        changes = sa.func.count() + sa.func.count(sa.case((t.evidence.c.withdrawn, 1)))
-        with self._database.transaction(READ) as db:
-            return db.scalar(sa.select(changes).where(t.evidence.c.user_id == user.id)) or 0
+        read = sa.select(sa.func.count()).where(t.score.c.user_id == user.id, t.score.c.number == 0)
+        with self.database.transaction(READ) as db:
+            return rows.changes(db, user.id) + (db.scalar(read) or 0)
+
+    def evidence_changes(self, user: User) -> int:
+        """As `evidence_count`, without the readings: how often the person said something or took it back."""
+        with self.database.transaction(READ) as db:
+            return rows.changes(db, user.id)
 
     def withdraw(self, user: User, evidence_id: str) -> bool:
-        """Let a piece of evidence count no more; False if there is none that does."""
+        """Let a piece of evidence count no more; False if there is none that does.
+
+        What was made of a reply for training, and what is replayed of it, is erased.
+        """
         mine = (t.evidence.c.user_id == user.id) & (t.evidence.c.id == evidence_id)
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
+            rows.lock(db, user.id)
             withdrawn = sa.update(t.evidence).where(mine, ~t.evidence.c.withdrawn).values(withdrawn=True)
-            return db.execute(withdrawn).rowcount > 0
+            changed = db.execute(withdrawn).rowcount > 0
+            if changed:
+                rows.drop_examples(db, user.id, evidence_id)
+            return changed
 
     # Queries
 
     def open_query(self, user: User, fingerprint: str) -> StoredQuery | None:
         """The query that a user has yet to answer, None if there is none."""
-        with self._database.transaction(READ) as db:
+        with self.database.transaction(READ) as db:
             return rows.open_query(db, user, fingerprint)
 
     def ask(
@@ -267,7 +280,7 @@ class Store:
             StoreError: the model is not registered.
         """
         Comparison(user_id=user.external_id, prompt=query.prompt, chosen=query.response_a, rejected=query.response_b)
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             person = rows.lock(db, user.id)
             if already := rows.open_query(db, user, fingerprint):
                 return already
@@ -307,7 +320,7 @@ class Store:
         """
         if choice not in CHOICES:
             raise InputError(f"Invalid choice: {choice!r}; choose one of {', '.join(map(repr, CHOICES))}")
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             owner = db.scalar(sa.select(t.query.c.user_id).where(t.query.c.id == query_id))
             if owner is None:
                 raise StoreError(f"Unknown query: {query_id!r}; answer one that Store.ask returned")
@@ -330,7 +343,7 @@ class Store:
     def queries(self, user: User, fingerprint: str) -> list[StoredQuery]:
         """What a user was asked, in that order; the last one may still be open."""
         wanted = sa.select(t.query).where(rows.about(t.query, user, fingerprint)).order_by(t.query.c.seq)
-        with self._database.transaction(READ) as db:
+        with self.database.transaction(READ) as db:
             return [rows.to_query(row) for row in db.execute(wanted)]
 
     # Models and posteriors
@@ -343,7 +356,7 @@ class Store:
             "rank": rank,
             "created_at": rows.now(),
         }
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             rows.insert_if_absent(db, t.model, fingerprint=fingerprint, path=path, **values)
             db.execute(t.model.update().where(t.model.c.fingerprint == fingerprint).values(path=path))
 
@@ -353,7 +366,7 @@ class Store:
         It is what the evidence says only while its `evidence_count` is the user's.
         """
         wanted = sa.select(t.posterior).where(rows.about(t.posterior, user, fingerprint))
-        with self._database.transaction(READ) as db:
+        with self.database.transaction(READ) as db:
             row = db.execute(wanted).one_or_none()
         return None if row is None else rows.to_posterior(row)
 
@@ -406,7 +419,7 @@ class Store:
             "version": expected_version + 1,
             "updated_at": rows.now(),
         }
-        with self._database.transaction(WRITE) as db:
+        with self.database.transaction(WRITE) as db:
             rows.lock(db, user.id)
             rows.require_model(db, fingerprint)
             if (db.scalar(sa.select(t.posterior.c.version).where(mine)) or 0) != expected_version:

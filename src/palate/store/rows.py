@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from palate.errors import StoreError
 from palate.feedback import Comparison, Rating, Record, Reply
 from palate.store import tables as t
-from palate.store.records import StoredEvidence, StoredPosterior, StoredQuery, User
+from palate.store.records import StoredEvidence, StoredPosterior, StoredQuery, StoredScore, User
 
 _RECORDS: Mapping[str, type[Record]] = {"comparison": Comparison, "rating": Rating, "reply": Reply}
 _KINDS = {record: kind for kind, record in _RECORDS.items()}
@@ -103,9 +103,51 @@ def to_user(row: sa.Row[Any]) -> User:
     return User(row.id, row.tenant, row.external_id, row.created_at, row.paused, row.half_life_days)
 
 
-def to_evidence(row: sa.Row[Any], user: User) -> StoredEvidence:
-    """A row of evidence as a record."""
-    said = {**row.payload, "user_id": user.external_id, "created_at": row.created_at}
+def changes(db: Connection, user_id: int) -> int:
+    """How often a user said something or took it back."""
+    counted = sa.func.count() + sa.func.count(sa.case((t.evidence.c.withdrawn, 1)))
+    return db.scalar(sa.select(counted).where(t.evidence.c.user_id == user_id)) or 0
+
+
+def readings(db: Connection, user_id: int) -> dict[str, dict[str, object]]:
+    """What was last read in each of a user's replies, by the evidence's id."""
+    wanted = sa.select(t.score).where(t.score.c.user_id == user_id, t.score.c.number == 0).order_by(t.score.c.seq)
+    return {
+        row.evidence_id: {"satisfaction": row.satisfaction, "confidence": row.confidence, "target": row.target}
+        for row in db.execute(wanted)
+    }
+
+
+def drop_examples(db: Connection, user_id: int, evidence_id: str) -> None:
+    """Erase what was made of a reply for training."""
+    mine = (t.example.c.user_id == user_id) & (t.example.c.evidence_id == evidence_id)
+    keys = [f"{evidence_id}#{number}" for number in db.scalars(sa.select(t.example.c.number).where(mine))]
+    db.execute(t.replay.delete().where(t.replay.c.user_id == user_id, t.replay.c.key.in_(keys)))
+    db.execute(t.example.delete().where(mine))
+    db.execute(t.score.delete().where(t.score.c.user_id == user_id, t.score.c.evidence_id == evidence_id))
+
+
+def to_score(row: sa.Row[Any]) -> StoredScore:
+    """A row of score, with its example's text, as a record."""
+    return StoredScore(
+        number=row.number,
+        how=row.how,
+        text=row.text,
+        version=row.version,
+        scorer=row.scorer,
+        satisfaction=row.satisfaction,
+        confidence=row.confidence,
+        target=row.target,
+        followed=row.followed,
+        share=row.share,
+        training_target=row.training_target,
+        scored_at=row.scored_at,
+    )
+
+
+def to_evidence(row: sa.Row[Any], user: User, reading: Mapping[str, object] | None = None) -> StoredEvidence:
+    """A row of evidence as a record; what the person labelled themselves goes before what was read."""
+    said = {**(reading or {}), **row.payload, "user_id": user.external_id, "created_at": row.created_at}
     record = _RECORDS[row.kind].model_validate(said)
     return StoredEvidence(row.id, row.created_at, record, row.query_id, row.withdrawn)
 

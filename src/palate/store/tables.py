@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in migrations/versions: a database that is there already needs no Alembic to be opened.
-HEAD = "0002"
+HEAD = "0003"
 
 MAX_EXTERNAL_ID = 256
 
@@ -170,4 +170,68 @@ posterior = Table(
     Column("evidence_count", Integer, nullable=False),  # `Store.evidence_count` when it was computed
     Column("version", Integer, nullable=False),  # 1, 2, …: one more with each save
     Column("updated_at", UtcDateTime, nullable=False),
+)
+
+# A reply and what was made of it for training: number 0 is the reply as it was typed, the others are its children.
+example = Table(
+    "example",
+    metadata,
+    Column("user_id", ForeignKey("user.id"), primary_key=True),
+    Column("evidence_id", String(256), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("how", String(16), nullable=False),  # typed, synonyms or truncation
+    Column("text", Text, nullable=False),
+    Column("weight", Double, nullable=False),  # shared between a reply and its children
+)
+
+# How an example was scored, by which scorer, follower and evidence: never overwritten, the last one counts.
+score = Table(
+    "score",
+    metadata,
+    Column("user_id", ForeignKey("user.id"), primary_key=True),
+    Column("evidence_id", String(256), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("seq", Integer, nullable=False),  # 1, 2, … within the example
+    Column("scorer", String(64), nullable=False),
+    Column("satisfaction", Double, nullable=False),  # the scorer's reading alone, which is evidence
+    Column("confidence", Double, nullable=False),
+    Column("target", String(8), nullable=False),  # taste, task, both, none
+    Column("followed", Double, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("training_target", Double, nullable=False),
+    Column("scored_at", UtcDateTime, nullable=False),
+)
+
+# The shared head of the reward follower under a model, and what it learned from lately.
+shared_head = Table(
+    "shared_head",
+    metadata,
+    Column("fingerprint", ForeignKey("model.fingerprint"), primary_key=True),
+    Column("state", LargeBinary, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+reservoir = Table(
+    "reservoir",
+    metadata,
+    Column("fingerprint", ForeignKey("model.fingerprint"), primary_key=True),
+    Column("owner", String(32), primary_key=True),  # a user's number, or "*" for the common one
+    Column("seen", Integer, nullable=False),
+    Column("user_id", ForeignKey("user.id")),  # whose; none of the common one
+)
+
+replay = Table(
+    "replay",
+    metadata,
+    Column("fingerprint", ForeignKey("model.fingerprint"), primary_key=True),
+    Column("owner", String(32), primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("user_id", ForeignKey("user.id"), nullable=False, index=True),
+    Column("key", String(300), nullable=False),
+    Column("phi", LargeBinary, nullable=False),
+    Column("own", Double, nullable=False),
+    Column("target", Double, nullable=False),
+    Column("weight", Double, nullable=False),
 )

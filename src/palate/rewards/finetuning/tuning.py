@@ -70,7 +70,7 @@ class Light:
         with threadpool_limits(1, user_api="blas"):
             z = {part: self.indexed.with_centres(self.coordinates(table)(table)) for part, table in features.items()}
             given = self.settings
-            return cross_fit(z, self.indexed.choices, given.rank, given.penalties, scale=given.scale, seed=self.seed)
+            return cross_fit(z, self.indexed.choices, given.rank, given.penalties, scales=given.scales, seed=self.seed)
 
     def loss(self, features: Raw, part: int) -> float:
         """Mean nats of a part's people after 0, 5 and 10 answers, under the best prior for them."""
@@ -102,12 +102,12 @@ def tune(
         MissingExtraError: accelerate or peft is not installed.
     """
     choices = indexed.choices
-    if choices.rated.all():
-        raise InputError("There are 0 comparisons to tune by, ratings alone do not do; give some, or finetune 'none'")
+    if choices.graded.all():
+        raise InputError("There are 0 comparisons to tune by, grades alone do not do; give some, or finetune 'none'")
     parts = [
-        (part, seen & ~choices.rated)
+        (part, seen & ~choices.graded)
         for part, (seen, unseen) in enumerate(splits(choices, np.random.default_rng(seed)))
-        if part < how.folds and np.any(seen & ~choices.rated) and np.any(unseen & ~choices.rated)
+        if part < how.folds and np.any(seen & ~choices.graded) and np.any(unseen & ~choices.graded)
     ]
     if not parts:
         raise InputError(
@@ -141,7 +141,7 @@ def tune(
     figures = _figures(runs, epochs)
     if epochs == 0:
         return Tuned(encoder, settings, figures=figures)
-    _, weights = train(build(), task("everything", choices.where(~choices.rated), None), how, epochs, seed)
+    _, weights = train(build(), task("everything", choices.where(~choices.graded), None), how, epochs, seed)
     tower = build()
     tower.load_state_dict(weights)
     tables = {part: run.features for part, run in runs.items() if run.features is not None}

@@ -1,0 +1,146 @@
+"""The scorer's network: a small BERT-like model with three heads on the averages of its upper layers.
+
+| head | classes | learned from |
+| --- | --- | --- |
+| satisfaction | ten steps of [0, 1] | replies with a known satisfaction; uniform for languages it does not know |
+| target | taste, task, both, none | replies that say what the feeling is on |
+| emotion | ambiguous, negative, neutral, positive, each by itself | GoEmotions, grouped (Demszky et al. 2020) |
+
+A reply is read alone or with what it answers: `[CLS] reply [SEP] prompt [SEP] completion [SEP]`, the latter two as
+the second segment.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from unicodedata import category, name
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from palate.encoders.reading import batches
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+    from palate.encoders.base import Progress
+
+STEPS = 10
+"""Steps of [0, 1] that the satisfaction head tells apart; their middles are 0.05, 0.15, …"""
+TARGETS = ("taste", "task", "both", "none")
+EMOTIONS = ("ambiguous", "negative", "neutral", "positive")
+
+_LAYERS = 4  # upper layers read, one beside the other
+_REPLY, _PROMPT, _COMPLETION = 126, 24, 64  # tokens; of a longer reply the first and last half, where feelings stand
+
+
+class Logits(NamedTuple):
+    """What the heads say of B replies."""
+
+    satisfaction: Tensor  # (B, STEPS)
+    target: Tensor  # (B, 4)
+    emotion: Tensor  # (B, 4)
+
+
+class Network(nn.Module):
+    """The model and its heads.
+
+    Args:
+        body: a BERT-like model.
+        dropout: before the heads.
+    """
+
+    def __init__(self, body: "PreTrainedModel", dropout: float = 0.2) -> None:
+        super().__init__()
+        self.body = body
+        hidden = int(body.config.hidden_size)
+        self.layers = min(_LAYERS, int(body.config.num_hidden_layers))
+        self.mix = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.layers * hidden, hidden), nn.GELU())
+        self.drop = nn.Dropout(dropout)
+        self.satisfaction = nn.Linear(hidden, STEPS)
+        self.target = nn.Linear(hidden, len(TARGETS))
+        self.emotion = nn.Linear(hidden, len(EMOTIONS))
+
+    def forward(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Logits:
+        """Read (B, T) token ids, with ones where there is a token, and 1 for those of the second segment."""
+        kind = {"token_type_ids": segments} if getattr(self.body.config, "type_vocab_size", 0) > 1 else {}
+        states = self.body(input_ids=ids, attention_mask=mask, output_hidden_states=True, **kind).hidden_states
+        # Only the reply's own tokens: what it answers reaches them by attention.
+        own = (mask * (1 - segments))[..., None].float()
+        mean = [(state.float() * own).sum(1) / own.sum(1) for state in states[-self.layers :]]
+        mixed = self.drop(self.mix(torch.cat(mean, dim=1)))
+        return Logits(self.satisfaction(mixed), self.target(mixed), self.emotion(mixed))
+
+
+class Sequences(NamedTuple):
+    """Token ids of n replies, and how many of each are its own; the rest is what it answers."""
+
+    ids: list[list[int]]
+    own: list[int]
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Padded ids, mask and segments of some of them, (B, T) each."""
+        width = max(len(self.ids[i]) for i in rows)
+        ids, mask, segments = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
+        for place, i in enumerate(rows):
+            length = len(self.ids[i])
+            ids[place, :length] = torch.tensor(self.ids[i])
+            mask[place, :length] = 1
+            segments[place, self.own[i] : length] = 1
+        return ids, mask, segments
+
+
+def read_all(network: Network, texts: Sequences, progress: "Progress | None" = None) -> Logits:
+    """What a network says of n texts, without noise."""
+    network.eval()
+    out = [torch.zeros(len(texts.ids), n) for n in (STEPS, len(TARGETS), len(EMOTIONS))]
+    done = 0
+    for batch in batches(np.array([len(ids) for ids in texts.ids], np.intp), "cpu"):
+        rows = batch.tolist()
+        with torch.inference_mode():
+            for table, logits in zip(out, network(*texts.batch(rows)), strict=True):
+                table[rows] = logits
+        done += len(rows)
+        if progress:
+            progress(done, len(texts.ids))
+    return Logits(*out)
+
+
+def sequences(tokenizer: "Tokenizer", replies: Sequence[str], contexts: Sequence[tuple[str, str] | None]) -> Sequences:
+    """Replies as token ids.
+
+    Args:
+        tokenizer: of the network's body, a BERT's.
+        replies: n texts.
+        contexts: n pairs of prompt and completion that they answer; None where it is not known.
+    """
+    vocabulary = tokenizer.get_vocab()
+    begin, end = vocabulary["[CLS]"], vocabulary["[SEP]"]
+    known = [context for context in contexts if context is not None]
+    texts = [*replies, *(prompt for prompt, _ in known), *(completion for _, completion in known)]
+    encoded = [
+        e.ids for e in tokenizer.encode_batch_fast([_readable(text) for text in texts], add_special_tokens=False)
+    ]
+    first, second = len(replies), len(replies) + len(known)
+    before = iter(zip(encoded[first:second], encoded[second:], strict=True))
+    ids: list[list[int]] = []
+    own: list[int] = []
+    for reply, context in zip(encoded[: len(replies)], contexts, strict=True):
+        if len(reply) > _REPLY:
+            reply = reply[: _REPLY // 2] + reply[-_REPLY // 2 :]
+        said = [begin, *reply, end]
+        own.append(len(said))
+        if context is not None:
+            prompt, completion = next(before)
+            said += [*prompt[:_PROMPT], end, *completion[:_COMPLETION], end]
+        ids.append(said)
+    return Sequences(ids, own)
+
+
+def _readable(text: str, most: int = 4_000) -> str:
+    """The beginning and the end of a text, with the names of its emoji, which a BERT's vocabulary lacks."""
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) > most:
+        text = f"{text[: most // 2]} {text[-most // 2 :]}"
+    return "".join(f" {name(c, c).lower()} " if category(c) == "So" else c for c in text)
