@@ -11,12 +11,21 @@ from palate.cli import app
 def commands() -> str:
     """Every command with its arguments and options, as markdown."""
     group: Any = typer.main.get_command(app)
-    return "\n".join(line for name, command in group.commands.items() for line in _command(name, command))
+    return "\n".join(line for name, command in _flat(group) for line in _command(name, command))
+
+
+def _flat(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """The commands of a group, and of the groups in it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _flat(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    words = ["palate", name]
+    words = ["palate", *name.split()]
     words += [p.metavar for p in command.params if p.param_type_name == "argument"]
     words += [f"{p.opts[0]} {_value(p)}" for p in options if p.required]
     yield f"## palate {name}\n"

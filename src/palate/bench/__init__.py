@@ -7,6 +7,17 @@ from typing import Any
 BENCHMARKS: Mapping[str, Callable[..., Any]] = {
     # Imported when it is run: the command line lists the names without loading what they need.
     name: lambda _name=name, **options: import_module(f"palate.bench.{_name}").run(**options)
-    for name in ("facets", "jester", "hh", "drift", "scale", "growth", "encoder", "finetune")
+    for name in (
+        "facets",
+        "jester",
+        "hh",
+        "drift",
+        "scale",
+        "growth",
+        "encoder",
+        "finetune",
+        "satisfaction",
+        "following",
+    )
 }
 """Benchmarks by name; each takes `quick`, `seed`, `data` and `progress`, and returns a `report.Result`."""

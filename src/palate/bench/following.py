@@ -320,11 +320,11 @@ def _foretold(world: _World, belief: Belief, answer: Ints) -> Floats:
 
 
 def _replayed(world: _World, seed: int, each: int = 20) -> dict[str, float]:
-    """The shared head learns from one person after another, with and without a memory."""
+    """The shared head learns from one person after another, kind by kind, with and without a memory."""
     curve = _follow(world, "r" * each, Drift(), seed)
     prior = world.model.prior_with_generosity
     nobody = prior.mean[None].repeat(world.users, axis=0)
-    order = np.random.default_rng(seed).permutation(world.users)
+    order = np.argsort(world.kind, kind="stable")
     scale = world.model.scales.replies
     records = {
         int(u): [
@@ -340,13 +340,10 @@ def _replayed(world: _World, seed: int, each: int = 20) -> dict[str, float]:
         for u in order
     }
     figures: dict[str, float] = {}
-    memories: dict[str, tuple[ReplayMemory, HeadSettings]] = {
-        "with": (InMemoryReplay(seed=seed), HeadSettings(seed=seed)),
-        "without": (NoMemory(), HeadSettings(seed=seed, replayed=0.0)),
-    }
     old = order[: len(order) // 2]
-    for name, (memory, settings) in memories.items():
-        head = SharedHead(world.phi.shape[1], settings)
+    for name, (rate, replayed) in _LEARNING.items():
+        memory: ReplayMemory = InMemoryReplay(seed=seed) if replayed else NoMemory()
+        head = SharedHead(world.phi.shape[1], HeadSettings(seed=seed, rate=rate, replayed=replayed))
         just = {}
         for u in order:
             head.learn(records[int(u)], memory)
@@ -356,8 +353,19 @@ def _replayed(world: _World, seed: int, each: int = 20) -> dict[str, float]:
         figures[f"head_loss.{name}"] = float(np.mean(end))
     nothing = SharedHead(world.phi.shape[1])
     figures["head_loss.untaught"] = float(np.mean([_head_loss(nothing, records[int(u)]) for u in old]))
-    figures["forgetting_cut"] = 1 - figures["forgetting.with"] / figures["forgetting.without"]
+    for pace in ("", ".fast"):
+        with_it, without = (figures[f"forgetting.{name}{pace}"] for name in ("with", "without"))
+        figures[f"forgetting_cut{pace}"] = 1 - with_it / without
     return figures
+
+
+_LEARNING = {
+    "with": (HeadSettings().rate, HeadSettings().replayed),
+    "without": (HeadSettings().rate, 0.0),
+    "with.fast": (0.01, HeadSettings().replayed),
+    "without.fast": (0.01, 0.0),
+}
+"""Rate, and old records for each new one."""
 
 
 def _head_loss(head: SharedHead, records: Sequence[Experience]) -> float:
@@ -393,7 +401,12 @@ def _table(figures: Mapping[str, float]) -> str:
     ]
     replay = [
         [text, f"{figures[f'forgetting.{key}']:.4f}", f"{figures[f'head_loss.{key}']:.4f}"]
-        for key, text in (("with", "with replay"), ("without", "without"))
+        for key, text in (
+            ("with", "with replay"),
+            ("without", "without"),
+            ("with.fast", "with replay, learning faster"),
+            ("without.fast", "without, learning faster"),
+        )
     ]
     return (
         f"# Following\n\n{figures['people']:.0f} people of unseen kinds type what they think of the answer shown: the "
@@ -406,8 +419,8 @@ def _table(figures: Mapping[str, float]) -> str:
         f"{markdown(['', '20', '25', '30', '35', '40', 'own', 'common'], turned)}\n"
         "Training targets of the replies before the turn, (1 − w) static + w follower: mean distance to how pleased "
         f"the person is with those answers today, by w:\n\n{markdown(['', *shares], targets)}\n"
-        "The shared head learns from one person after another. Loss on the first half of them at the end, less just "
-        f"after they were learned, and at the end, in nats:\n\n{markdown(['', 'forgetting', 'loss'], replay)}"
+        "The shared head learns from one person after another, kind by kind. Loss on the first half of them at the end, "
+        f"less just after they were learned, and at the end, in nats:\n\n{markdown(['', 'forgetting', 'loss'], replay)}"
     )
 
 

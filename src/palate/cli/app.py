@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from palate import __version__
-from palate.cli import bench, collect, demo, models, people
+from palate.cli import bench, collect, demo, models, people, replies
 from palate.errors import PalateError
 
 # What typer makes of Ctrl-C.
@@ -49,6 +49,7 @@ app.command()(people.rank)
 app.command()(people.explain)
 app.command()(people.refit)
 app.command()(bench.bench)
+app.add_typer(replies.app)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,6 +147,19 @@ def read(paths: list[str], skip_bad_lines: bool, columns: str | None = None) -> 
     if feedback.bad_lines:
         note(f"{len(feedback.bad_lines)} bad lines left out; the first: {feedback.bad_lines[0]}")
     return feedback
+
+
+def with_readings(feedback: "Feedback") -> "Feedback":
+    """The feedback with every reply read: what has no satisfaction or target is given one by the shipped scorer."""
+    if all(reply.satisfaction is not None and reply.target is not None for reply in feedback.replies):
+        return feedback
+    from palate.satisfaction.scorer import SatisfactionScorer
+
+    with progress() as told:
+        read = SatisfactionScorer.load().read(
+            feedback.replies, progress=lambda done, total: told("Reading replies", done, total)
+        )
+    return replace(feedback, replies=read)
 
 
 def note(message: str) -> None:

@@ -22,6 +22,7 @@ from palate.cli.common import (
     read,
     renamed,
     stdout,
+    with_readings,
 )
 from palate.errors import InputError
 
@@ -158,17 +159,20 @@ def fit(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn base rewards and the population prior from people's comparisons and ratings."""
+    """Learn base rewards and the population prior from people's comparisons, ratings and replies."""
     from palate.encoders import load_encoder
     from palate.rewards import fit as fit_model
+    from palate.rewards.evidence import heard
     from palate.rewards.finetuning import Finetune, is_main_process
     from palate.rewards.folder import check_target
 
     started = time.perf_counter()
     check_target(output)
     said = read(feedback, skip_bad_lines, columns)
-    if said.replies:
-        note(f"{len(said.replies):,} replies are left out; a fit reads comparisons and ratings")
+    said = with_readings(said)
+    unused = len(said.replies) - len(heard(said.replies))
+    if unused:
+        note(f"{unused:,} of {len(said.replies):,} replies say nothing of taste, and are left out")
     reader = load_encoder(encoder)
     if engine == "ray":
         from palate.encoders.distributed import RayEncoder, connect
@@ -201,7 +205,7 @@ def fit(
                 "output": str(output),
                 "fingerprint": model.fingerprint,
                 "rank": model.n_rewards,
-                "unused": len(said.replies),
+                "unused": unused,
                 "bad_lines": len(said.bad_lines),
                 "figures": model.figures,
                 "seconds": round(seconds, 3),
@@ -266,7 +270,7 @@ def evaluate(
 
     counts = _counts(answers)
     reward_model = RewardModel.load(model)
-    said = read(feedback, skip_bad_lines, columns)
+    said = with_readings(read(feedback, skip_bad_lines, columns))
     with progress() as told:
         result = measure(reward_model, said, counts, query_strategy, seed=seed, guard=guard, progress=told)
     if as_json:

@@ -55,8 +55,6 @@ def without_each(
         user = np.repeat(np.arange(len(left)), len(said) - 1)
         flat = others.ravel()
         each = Observations(rows.v[flat], rows.label[flat], rows.weight[flat], user, len(left))
-            *(getattr(rows, name)[others.ravel()] for name in ("v", "label", "weight")), user, len(left)
-        )
         if drift.moves:
             elapsed = np.concatenate([_elapsed(said, row) for row in others]) if len(said) > 1 else np.zeros(0)
             beliefs = follow(each, elapsed, model.prior_with_generosity, model.lapse, drift).belief

@@ -32,6 +32,7 @@ class HeadSettings:
         rate: of AdamW.
         decay: AdamW's weight decay: the head stays near "adds nothing".
         batch: new records in a step.
+        passes: times that new records are gone through.
         replayed: old records mixed in for each new one, ≥ 0.
         seed: of its first weights, and of what is replayed.
 
@@ -43,11 +44,12 @@ class HeadSettings:
     rate: float = 3e-3
     decay: float = 1e-2
     batch: int = 8
+    passes: int = 5
     replayed: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("hidden", 1), ("batch", 1), ("replayed", 0), ("decay", 0)):
+        for name, least in (("hidden", 1), ("batch", 1), ("passes", 1), ("replayed", 0), ("decay", 0)):
             if not getattr(self, name) >= least:
                 raise InputError(f"{name} {getattr(self, name)!r} is below {least}; give a larger one")
         if not self.rate > 0:
@@ -87,7 +89,7 @@ class SharedHead:
             return np.asarray(self.network(torch.from_numpy(phi).float())[:, 0].double().numpy(), np.float64)
 
     def learn(self, new: Sequence[Experience], memory: ReplayMemory) -> None:
-        """Take in new records, in the order in which they came, each batch mixed with old ones; then remember them.
+        """Take in new records, in the order in which they came, each batch mixed with old ones, and remember them.
 
         What is replayed rests on the seed and on how many steps were taken: the same stream gives the same head.
 
@@ -96,11 +98,13 @@ class SharedHead:
             memory: where old ones are.
         """
         size = self.settings.batch
-        for first in range(0, len(new), size):
-            batch = list(new[first : first + size])
-            rng = np.random.default_rng([self.settings.seed, self.steps])
-            self._step([*batch, *memory.sample(round(self.settings.replayed * len(batch)), rng)])
-            memory.add(batch)
+        for number in range(self.settings.passes):
+            for first in range(0, len(new), size):
+                batch = list(new[first : first + size])
+                rng = np.random.default_rng([self.settings.seed, self.steps])
+                self._step([*batch, *memory.sample(round(self.settings.replayed * len(batch)), rng)])
+                if number == 0:
+                    memory.add(batch)
 
     def _step(self, records: Sequence[Experience]) -> None:
         phi = torch.from_numpy(np.stack([record.phi for record in records])).float()

@@ -64,13 +64,16 @@ class Network(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Logits:
         """Read (B, T) token ids, with ones where there is a token, and 1 for those of the second segment."""
+        mixed = self.drop(self.mix(self.pool(ids, mask, segments)))
+        return Logits(self.satisfaction(mixed), self.target(mixed), self.emotion(mixed))
+
+    def pool(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+        """(B, layers · H) averages of the upper layers over the reply's own tokens."""
         kind = {"token_type_ids": segments} if getattr(self.body.config, "type_vocab_size", 0) > 1 else {}
         states = self.body(input_ids=ids, attention_mask=mask, output_hidden_states=True, **kind).hidden_states
-        # Only the reply's own tokens: what it answers reaches them by attention.
+        # What it answers reaches them by attention.
         own = (mask * (1 - segments))[..., None].float()
-        mean = [(state.float() * own).sum(1) / own.sum(1) for state in states[-self.layers :]]
-        mixed = self.drop(self.mix(torch.cat(mean, dim=1)))
-        return Logits(self.satisfaction(mixed), self.target(mixed), self.emotion(mixed))
+        return torch.cat([(state.float() * own).sum(1) / own.sum(1) for state in states[-self.layers :]], dim=1)
 
 
 class Sequences(NamedTuple):
@@ -105,6 +108,16 @@ def read_all(network: Network, texts: Sequences, progress: "Progress | None" = N
         if progress:
             progress(done, len(texts.ids))
     return Logits(*out)
+
+
+def pooled(network: Network, texts: Sequences) -> Tensor:
+    """(n, layers · H) features of n texts that the heads read, without noise."""
+    network.eval()
+    out = torch.zeros(len(texts.ids), network.layers * int(network.body.config.hidden_size))
+    for batch in batches(np.array([len(ids) for ids in texts.ids], np.intp), "cpu"):
+        with torch.inference_mode():
+            out[batch.tolist()] = network.pool(*texts.batch(batch.tolist()))
+    return out
 
 
 def sequences(tokenizer: "Tokenizer", replies: Sequence[str], contexts: Sequence[tuple[str, str] | None]) -> Sequences:

@@ -161,6 +161,17 @@ class SatisfactionScorer:
         read = self._read([text for text, _ in place], [context for _, context in place], progress)
         return read[np.array([place[key] for key in keys], np.int64)]
 
+    def held_out_readings(self, replies: Sequence[str], *, progress: "Progress | None" = None) -> tuple[Readings, int]:
+        """As `score`, but what it was trained on as it was read by a scorer that never saw it; and how many are new."""
+        known = {str(row["reply"]): i for i, row in enumerate(self.held_out)}
+        read = self.score(replies, progress=progress)
+        seen = [i for i, reply in enumerate(replies) if reply in known]
+        rows = [self.held_out[known[replies[i]]] for i in seen]
+        for name in ("steps", "targets", "emotions"):
+            for i, row in zip(seen, rows, strict=True):
+                getattr(read, name)[i] = row[f"read_{name}"]
+        return read, len(replies) - len(seen)
+
     def read(self, replies: Sequence[Reply], *, progress: "Progress | None" = None) -> list[Reply]:
         """Replies with `satisfaction`, `confidence` and `target` filled in; what somebody labelled stays."""
         unread = [i for i, reply in enumerate(replies) if reply.satisfaction is None or reply.target is None]
@@ -206,8 +217,7 @@ class SatisfactionScorer:
             ModelError: it cannot be written.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - _FILES):
-            raise InputError(f"{str(path)!r} is not a scorer's folder and is not empty; name another")
+        check_target(path)
         config = {
             "format": FORMAT,
             "revision": self.revision,
@@ -298,6 +308,16 @@ def _body(kind: str, config: dict[str, object]) -> "PreTrainedModel":
 
 
 _FILES = {CONFIG, TENSORS, TOKENIZER, HELD_OUT, CARD}
+
+
+def check_target(path: Path) -> None:
+    """Find out, before a long training, whether its scorer may be written there.
+
+    Raises:
+        InputError: the path is a file, or a folder that holds something else.
+    """
+    if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FILES):
+        raise InputError(f"{str(path)!r} is not a scorer's folder and is not empty; name another")
 
 
 def _revision(packed: dict[str, Tensor], temperatures: Temperatures) -> str:

@@ -343,13 +343,12 @@ def train(
         {
             "reply": reply.text,
             **{name: value for name, value in _labels(reply).items() if value is not None},
-            "read_satisfaction": round(satisfaction, 4),
-            "read_confidence": round(confidence, 4),
-            "read_target": target,
+            "read_satisfaction": round(float(read.satisfaction[i]), 4),
+            "read_confidence": round(float(read.confidence[i]), 4),
+            "read_target": read.target[i],
+            **{f"read_{name}": getattr(read, name)[i].round(4).tolist() for name in ("steps", "targets", "emotions")},
         }
-        for reply, satisfaction, confidence, target in zip(
-            replies, read.satisfaction.tolist(), read.confidence.tolist(), read.target, strict=True
-        )
+        for i, reply in enumerate(replies)
     ]
     return scorer
 
