@@ -419,7 +419,7 @@ def _table(figures: Mapping[str, float]) -> str:
         f"{markdown(['', '20', '25', '30', '35', '40', 'own', 'common'], turned)}\n"
         "Training targets of the replies before the turn, (1 − w) static + w follower: mean distance to how pleased "
         f"the person is with those answers today, by w:\n\n{markdown(['', *shares], targets)}\n"
-        "The shared head learns from one person after another, kind by kind. Loss on the first half of them at the end, "
+        "The shared head learns from one person after another, by kind. Loss on the first half of them at the end, "
         f"less just after they were learned, and at the end, in nats:\n\n{markdown(['', 'forgetting', 'loss'], replay)}"
     )
 

@@ -30,11 +30,14 @@ from palate.errors import FeedbackError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from palate.feedback import Text
+    from palate.feedback import Record, Text
     from palate.rewards import Explanation, Guard, RewardModel
+    from palate.rewards.influence import Influence
     from palate.store import Choice, Store, StoredQuery, User
 
 UserOption = Annotated[str, typer.Option(metavar="U", help="Who; any name of up to 256 characters.")]
+
+_MOVED = 5  # pieces of evidence that an explanation shows
 
 KEYS = {"a": "a", "b": "b", "t": "tie", "s": "skip"}
 
@@ -255,9 +258,10 @@ def explain(
     seed: UnusedSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """A person's taste in words and numbers, with the answers that show it."""
+    """A person's taste in words and numbers, with the answers that show it and what they said that moved it most."""
     from palate.rewards import RewardModel
     from palate.rewards import explain as tell
+    from palate.rewards.influence import influences
     from palate.store import Store
     from palate.store.interview import posterior_of, turned, weigh
 
@@ -266,23 +270,54 @@ def explain(
         person = _person(store, model, user, database)
         told = tell(reward_model, posterior_of(store, reward_model, person, keep=False))  # reading never writes
         guard, turn = weigh(store, reward_model, person), turned(store, reward_model, person)
+        said = [one.record for one in store.evidence(person)]
+    moved = influences(reward_model, said, half_life=person.half_life_days)[:_MOVED]
     files = []
     if picture is not None:
         from palate.rewards.picture import draw_taste
 
         files = draw_taste(told.styles, picture, title=f"What {user} likes")
     if as_json:
-        more = {"guard": _guard_object(guard), "turned": turn.isoformat() if turn else None}
+        more = {
+            "guard": _guard_object(guard),
+            "turned": turn.isoformat() if turn else None,
+            "influences": [_influence_object(one) for one in moved],
+        }
         print_json({"user": user, **as_object(told), **more, "pictures": [str(file) for file in files]})
         return
     console = stdout()
     show(console, told)
+    if moved:
+        console.print("\nWhat moved it most")
+    for one in moved:
+        towards = f" towards {one.style}" if one.style else ""
+        console.print(f"{one.nats:.2f} nats{towards}: {_said(one.record)}", markup=False)
     if turn:
         console.print(f"The taste turned: what was said before {turn:%d %B %Y, %H:%M} UTC counts no more.")
     if not guard.personal:
         console.print(_doubt(user, guard) + " to rank.", markup=False)
     if files:
         note(f"Drawn as {' and '.join(str(file) for file in files)}")
+
+
+def _said(record: "Record") -> str:
+    """A piece of evidence on one line."""
+    from palate.feedback import Comparison, Rating
+
+    when = f"{record.created_at:%d %B %Y}, " if record.created_at else ""
+    if isinstance(record, Comparison):
+        return f"{when}chose “{short(record.chosen, 60)}” over “{short(record.rejected, 60)}”"
+    if isinstance(record, Rating):
+        return f"{when}gave {record.score:.2f} to “{short(record.completion, 60)}”"
+    read = f"{when}typed “{short(record.reply, 60)}” (read as {record.satisfaction:.2f})"
+    return f"{read} to “{short(record.completion, 60)}”"
+
+
+def _influence_object(one: "Influence") -> dict[str, object]:
+    """For programs."""
+    record = one.record.model_dump(mode="json", exclude_none=True, exclude={"user_id"})
+    kind = type(one.record).__name__.lower()
+    return {"kind": kind, "evidence": record, "nats": one.nats, "style": one.style, "shift": one.shift}
 
 
 def show(console: "Console", told: "Explanation", axes: int = 3) -> None:

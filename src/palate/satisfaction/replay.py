@@ -5,7 +5,7 @@ all. Every record seen so far is in a reservoir with the same probability (algor
 protocol: here it lives in the process, `palate.store` keeps it in its database.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -78,22 +78,18 @@ class Reservoir:
     Args:
         size: how many are kept.
         seen: how many were offered.
-        kept: those that are kept.
+        kept: those that are kept, by slot; who is forgotten leaves slots empty.
     """
 
     size: int
     seen: int = 0
-    kept: list[Experience] = field(default_factory=list)
+    kept: dict[int, Experience] = field(default_factory=dict)
 
     def offer(self, record: Experience, rng: np.random.Generator) -> None:
         """Keep it, in place of another one where full, or let it go."""
         place = slot(self.seen, self.size, rng)
         self.seen += 1
-        if place is None:
-            return
-        if place == len(self.kept):
-            self.kept.append(record)
-        else:
+        if place is not None:
             self.kept[place] = record
 
 
@@ -151,8 +147,9 @@ class InMemoryReplay:
         people = list(self._own.values())
         found: list[Experience] = []
         for who in rng.permutation(len(people))[: count // 2]:
-            found.append(people[who].kept[int(rng.integers(len(people[who].kept)))])
-        rest = self._common.kept
+            own = list(people[who].kept.values())
+            found.append(own[int(rng.integers(len(own)))])
+        rest = list(self._common.kept.values())
         found += [rest[i] for i in rng.permutation(len(rest))[: count - len(found)]]
         return list({(record.user, record.key): record for record in found}.values())
 
@@ -160,14 +157,9 @@ class InMemoryReplay:
         """Drop a person's reservoir, and what the common one holds of theirs."""
         own = self._own.pop(user, None)
         before = len(self._common.kept)
-        self._common.kept = [record for record in self._common.kept if record.user != user]
+        self._common.kept = {place: record for place, record in self._common.kept.items() if record.user != user}
         return (len(own.kept) if own else 0) + before - len(self._common.kept)
 
     def __len__(self) -> int:
         """Of everybody's reservoirs and the common one together."""
         return sum(len(own.kept) for own in self._own.values()) + len(self._common.kept)
-
-
-def of_user(records: Iterable[Experience], user: str) -> list[Experience]:
-    """Those of one person."""
-    return [record for record in records if record.user == user]
