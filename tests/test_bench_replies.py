@@ -55,7 +55,7 @@ def test_what_was_not_read_to_be_on_taste_has_no_confidence():
 
 
 def test_a_bank_that_lacks_a_level_is_refused():
-    with pytest.raises(InputError, match="no reply of satisfaction 0.75 about no pole"):
+    with pytest.raises(InputError, match=r"no reply of satisfaction 0\.75 about no pole"):
         ReplyBank([row for row in bank().rows if row["satisfaction"] != 0.75])
 
 

@@ -17,12 +17,24 @@ from palate.cli import app, common, models
 from palate.errors import PalateError
 from palate.feedback import Rating
 
-COMMANDS = [command.callback for command in app.registered_commands]
-by_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+COMMANDS = {
+    name: command.callback
+    for group, commands in [
+        ("", app.registered_commands),
+        *(
+            (f"{group.typer_instance.info.name} ", group.typer_instance.registered_commands)
+            for group in app.registered_groups
+            if group.typer_instance
+        ),
+    ]
+    for command in commands
+    if command.callback and (name := f"{group}{command.callback.__name__}")
+}
+by_command = pytest.mark.parametrize("command", COMMANDS)
 
 
 def test_the_commands():
-    assert [command.__name__ for command in COMMANDS if command] == [
+    assert list(COMMANDS) == [
         "demo",
         "check",
         "collect",
@@ -33,22 +45,27 @@ def test_the_commands():
         "explain",
         "refit",
         "bench",
+        "replies train",
+        "replies score",
+        "replies evaluate",
+        "replies rescore",
     ]
 
 
 @by_command
 def test_every_command_and_option_is_described(command):
-    ran = palate(command.__name__, "--help")
+    ran = palate(*command.split(), "--help")
     assert (ran.status, ran.err) == (0, "")
-    assert (inspect.getdoc(command) or "nothing").splitlines()[0] in " ".join(ran.out.split())
-    for name, parameter in inspect.signature(command).parameters.items():
+    callback = COMMANDS[command]
+    assert (inspect.getdoc(callback) or "nothing").splitlines()[0] in " ".join(ran.out.split())
+    for name, parameter in inspect.signature(callback).parameters.items():
         _, option = parameter.annotation.__args__[0], parameter.annotation.__metadata__[0]
-        assert option.help, f"{command.__name__}: {name} says nothing"
+        assert option.help, f"{command}: {name} says nothing"
 
 
 @by_command
 def test_every_command_that_computes_takes_json(command):
-    assert "--json" in palate(command.__name__, "--help").out
+    assert "--json" in palate(*command.split(), "--help").out
 
 
 def test_version():

@@ -11,7 +11,16 @@ import typer.main
 from palate.cli import app
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUP = typer.main.get_command(app)
+COMMANDS = {
+    " ".join([*group, name]): command
+    for group, commands in [
+        ([], GROUP.commands),  # type: ignore[attr-defined]
+        *(([name], group.commands) for name, group in GROUP.commands.items() if hasattr(group, "commands")),  # type: ignore[attr-defined]
+    ]
+    for name, command in commands.items()
+    if not hasattr(command, "commands")
+}
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
 
 
@@ -35,7 +44,7 @@ def test_the_readme_s_commands_exist():
     text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "commands.md"))
     for line in re.findall(r"^(?:\$ )?palate .*$", text, flags=re.MULTILINE):
         words = line.removeprefix("$ ").split()
-        command = COMMANDS[words[1]]
+        command = COMMANDS.get(" ".join(words[1:3])) or COMMANDS[words[1]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
 

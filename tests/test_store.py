@@ -449,9 +449,11 @@ def test_nothing_of_someone_forgotten_is_left_in_the_files(store, path):
         store.append(secret, reply, evidence_id=f"sécret-{number}")
     store.save_posterior(secret, MODEL, np.zeros(2), np.eye(2), evidence_count=2, expected_version=0)
     assert traces(path, "sécret")
-    assert store.forget(secret) == {"posterior": 1, "evidence": 100, "query": 50, "user": 1}
+    tables_of_people = ("posterior", "evidence", "query", "user", "example", "score", "reservoir", "replay")
+    nothing = dict.fromkeys(tables_of_people, 0)
+    assert store.forget(secret) == {**nothing, "posterior": 1, "evidence": 100, "query": 50, "user": 1}
     assert traces(path, "sécret") == []
-    assert store.forget(secret) == {"posterior": 0, "evidence": 0, "query": 0, "user": 0}
+    assert store.forget(secret) == nothing
     assert store.users() == [bob]
     assert [e.record.chosen for e in store.evidence(bob)] == ["Mine stays."]
     assert traces(path, "Mine stays.")

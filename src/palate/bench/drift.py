@@ -144,9 +144,17 @@ def _turned(people: _People, model: RewardModel, drift: Drift, name: str, compar
     }
     # One more than was looked at stands for "not within that".
     figures[f"answers_to_95_percent.{name}"] = float(back[0] if back else _DAYS - _TURN + 1)
+    figures |= _back_to_common(figures | {f"auc.none.{_TURN}": float(np.mean(compared.auc[f"none.{_TURN}"]))}, name)
     figures[f"noticed.{name}"] = float(np.mean(curve.since > _TURN - 4))
     figures[f"false_alarms.{name}"] = float(np.mean(curve.early))
     return figures
+
+
+def _back_to_common(figures: Mapping[str, float], name: str) -> dict[str, float]:
+    """After how many answers 95 % of what is known without forgetting is back: the higher bar for who forgets."""
+    level = _BACK * figures[f"auc.none.{_TURN}"]
+    back = [t - _TURN for t in range(_TURN + 1, _DAYS + 1) if figures[f"auc.{name}.{t}"] >= level]
+    return {f"answers_to_95_percent_of_none.{name}": float(back[0] if back else _DAYS - _TURN + 1)}
 
 
 def _steady(people: _People, model: RewardModel, drift: Drift, compared: Compared) -> dict[str, float]:
@@ -248,13 +256,14 @@ _NAMES = {
 def _table(figures: Mapping[str, float], arms: Sequence[str]) -> str:
     curve = [[_NAMES[arm], *(interval(figures, f"auc.{arm}.{t}") for t in _SHOWN)] for arm in arms]
     back = []
+    header = ["", "level before", "answers to 95 %", "of the first level", "after 10", "noticed", "false alarms"]
     for arm in arms:
-        within = int(figures[f"answers_to_95_percent.{arm}"])
+        within, common = (int(figures[f"answers_to_95_percent{of}.{arm}"]) for of in ("", "_of_none"))
         back.append(
             [
                 _NAMES[arm],
                 f"{figures[f'level_before.{arm}']:.3f}",
-                str(within) if within <= _DAYS - _TURN else f"not within {_DAYS - _TURN}",
+                *(str(t) if t <= _DAYS - _TURN else f"not within {_DAYS - _TURN}" for t in (within, common)),
                 f"{figures[f'share_back_after_10.{arm}']:.1%}",
                 f"{figures[f'noticed.{arm}']:.0%}",
                 f"{figures[f'false_alarms.{arm}']:.1%}",
@@ -273,7 +282,7 @@ def _table(figures: Mapping[str, float], arms: Sequence[str]) -> str:
         "become another kind, on other attributes. AUC on who they are on that day; in brackets 95 % intervals over "
         f"kinds. The half-life of {figures['half_life']:g} days was learned on bundled people who turned.\n\n"
         f"{markdown(['', *map(str, _SHOWN)], curve)}\n"
-        f"{markdown(['', 'level before', 'answers to 95 %', 'after 10', 'noticed', 'false alarms'], back)}\n"
+        f"{markdown(header, back)}\n"
         f"Who does not turn:\n\n{markdown(['', '10', '20', '40', 'false alarms'], steady)}\n"
         "The guard: whose answers do not support personalising is given the population's taste. After 10 and 20 "
         f"answers, guard off and on:\n\n{markdown(['', 'off 10', 'off 20', 'on 10', 'on 20'], guard)}"

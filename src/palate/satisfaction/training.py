@@ -66,9 +66,9 @@ class Recipe:
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     emotion_epochs: int = 2
-    reply_epochs: int = 6
+    reply_epochs: int = 7
     emotion_rate: float = 1e-4
-    reply_rate: float = 5e-5
+    reply_rate: float = 8e-5
     decay: float = 0.85
     batch: int = 32
     mixed: float = 0.5

@@ -323,15 +323,6 @@ class Rescorer:
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
 
 
-def read_new(store: Store, scorer: SatisfactionScorer, model: RewardModel, user: User) -> int:
-    """Read what a person typed since; how many replies were new."""
-    rescorer = Rescorer(store, model, scorer)
-    new = rescorer.take_in(user)
-    if new:
-        rescorer.score(user)
-    return new
-
-
 def scores(store: Store, user: User, evidence_id: str) -> list[StoredScore]:
     """How a reply and its children were scored, number by number, oldest first."""
     wanted = (
