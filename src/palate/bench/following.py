@@ -83,7 +83,7 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     figures |= _turned(world, compared, seed)
     told("Replay", 0, 1)
     figures |= _replayed(world, seed)
-    return Result("following", figures, _table(figures), _picture())
+    return Result("following", figures, _table(figures), _picture(), {"turned": _turned_picture()})
 
 
 _PLANS = {"replies": "r" * 40, "choices": "c" * 40, "both": "cr" * 20}
@@ -439,4 +439,18 @@ def _picture() -> Picture:
             Line("auc.both", "in turn", "#0072b2"),
             Line("auc.replies", "replies only", "#d55e00"),
         ],
+    )
+
+
+def _turned_picture() -> Picture:
+    return Picture(
+        title=f"A taste that turns after {_TURN} replies",
+        x_label="days, a reply each",
+        y_label="AUC on who the person is that day; bands: 95 % over kinds",
+        x=range(_DAYS + 1),
+        lines=[
+            Line("auc.turned.short", f"half-life of {_SHORT:g} days", "#d55e00"),
+            Line("auc.turned.none", "nothing is forgotten", "#57534e"),
+        ],
+        scale="linear",
     )

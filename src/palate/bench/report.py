@@ -58,6 +58,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Counts by what is true and what was said, each row shaded by its shares.
+
+    Args:
+        title: above.
+        rows: what is true.
+        columns: what was said.
+        counts: (rows, columns).
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    counts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
 class Result:
     """What a benchmark measured.
 
@@ -66,16 +83,28 @@ class Result:
         figures: by flat name, such as ``auc.bald.10``; intervals end in ``.low`` and ``.high``.
         table: the same for reading, in Markdown.
         picture: what to draw of it, if anything.
+        more: further pictures by what their files' names end in, such as ``turned`` for NAME-turned.svg.
     """
 
     name: str
     figures: dict[str, float]
     table: str
     picture: Picture | None = None
+    more: Mapping[str, Picture | Matrix] = field(default_factory=dict)
 
     def write(self, command: str, seconds: float, output: str | Path) -> dict[str, object]:
         """Write NAME.json, NAME.md, and NAME.svg and NAME.png; see `write`."""
-        return write(self.name, command, self.figures, seconds, output, table=self.table, picture=self.picture)
+        shown = "".join(f"\n![{picture.title}]({self.name}-{end}.svg)\n" for end, picture in self.more.items())
+        written = write(
+            self.name, command, self.figures, seconds, output, table=self.table + shown, picture=self.picture
+        )
+        for end, picture in self.more.items():
+            for kind in ("svg", "png"):
+                drawn = (
+                    draw(picture, self.figures, kind) if isinstance(picture, Picture) else draw_matrix(picture, kind)
+                )
+                _replace(Path(output) / f"{self.name}-{end}.{kind}", drawn)
+        return written
 
 
 def machine() -> str:
@@ -214,6 +243,38 @@ def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
         axes.text(0, 1.02, picture.y_label, transform=axes.transAxes, color="#57534e")
         ends = [_draw_line(axes, line, picture.x, figures) for line in picture.lines]
         _label(axes, picture, ends)
+        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()
+
+
+def draw_matrix(matrix: Matrix, kind: str) -> bytes:
+    """The matrix as `svg` or `png`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    from io import BytesIO
+
+    counts = np.array(matrix.counts, np.float64)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    out = BytesIO()
+    with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
+        figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(share, cmap="Greens", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(matrix.columns)), list(matrix.columns))
+        axes.set_yticks(range(len(matrix.rows)), list(matrix.rows))
+        axes.tick_params(length=0, colors=_INK)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="read", ylabel="true")
+        axes.set_title(f"{matrix.title}\n", loc="left", fontsize=13)
+        for (i, j), count in np.ndenumerate(counts):
+            axes.text(j, i, f"{count:.0f}", ha="center", va="center", color="white" if share[i, j] > 0.55 else _INK)
         figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
 

@@ -10,15 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
-from palate.bench.report import Line, Picture, Result, markdown
-from palate.bench.uss import CORPORA, PUBLISHED, left_out
+from palate.bench.report import Line, Matrix, Picture, Result, markdown
+from palate.bench.uss import CORPORA, PUBLISHED, left_out, ridge
 from palate.errors import InputError
 from palate.rewards.fitting import Stage
+from palate.satisfaction.augmentation import Augmentation
 from palate.satisfaction.figures import emotion_figures, reliability, reply_figures
 from palate.satisfaction.lessons import Lesson, read_goemotions
-from palate.satisfaction.network import STEPS, TARGETS
+from palate.satisfaction.network import STEPS, TARGETS, pooled, sequences
 from palate.satisfaction.scorer import Readings, SatisfactionScorer
+from palate.satisfaction.training import FOLDS, Recipe, base_network, folds
 
 _FIGURES = {
     "spearman": "Spearman",
@@ -35,7 +38,7 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
 
     Args:
         quick: only some hundred turns of each corpus of USS.
-        seed: unused: nothing is drawn.
+        seed: of the children.
         data: folder with public data.
         progress: told of each stage.
 
@@ -57,11 +60,12 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     true = np.array([lessons[i].satisfaction for i in known], np.float64)
     for place, (_, said, seen) in enumerate(reliability(read.pleased[known], true >= 0.5), 1):
         figures |= {f"reliability.foretold.{place}": said, f"reliability.seen.{place}": seen}
+    figures |= _augmented(scorer, [lessons[i] for i in known], seed, told)
     if data is not None:
         if not data.is_dir():
             raise InputError(f"{str(data)!r} is no folder; give the one with goemotions, sentiment140 and uss")
         figures |= _public(scorer, data, quick, told)
-    return Result("satisfaction", figures, _table(figures, lessons, read), _picture())
+    return Result("satisfaction", figures, _table(figures), _picture(), _confusions(lessons, read))
 
 
 def held_out(scorer: SatisfactionScorer) -> tuple[list[Lesson], Readings]:
@@ -100,6 +104,42 @@ def _public(scorer: SatisfactionScorer, data: Path, quick: bool, told: Stage) ->
     return figures
 
 
+def _augmented(scorer: SatisfactionScorer, lessons: list[Lesson], seed: int, told: Stage) -> dict[str, float]:
+    """What children are worth: ridge regression on the plain encoder's frozen features, with and without them.
+
+    Frozen, because what is to be seen is what the texts add: training a network anew for each fold takes an hour.
+    """
+    told("Augmentation", 0, 1)
+    augmentation = Augmentation(seed=seed)
+    made = [augmentation.children(lesson.text) for lesson in lessons]
+    parent = scorer.score([lesson.text for lesson in lessons]).satisfaction
+    owner = np.repeat(np.arange(len(lessons)), [len(children) for children in made])
+    texts = [child.text for children in made for child in children]
+    keeps = np.abs(scorer.score(texts).satisfaction - parent[owner]) <= augmentation.distance
+    network, tokenizer = base_network(Recipe())
+    read = sequences(tokenizer, [*(lesson.text for lesson in lessons), *texts], [None] * (len(lessons) + len(texts)))
+    x = pooled(network, read).double().numpy()
+    x = np.column_stack([(x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6), np.ones(len(x))])
+    of = np.r_[np.arange(len(lessons)), owner]
+    kept = np.r_[np.ones(len(lessons), np.bool_), keeps]
+    level = np.array([lesson.satisfaction for lesson in lessons], np.float64)
+    target = np.eye(len(TARGETS))[[TARGETS.index(lesson.target or "none") for lesson in lessons]]
+    y, fold = np.column_stack([level, target])[of], folds(lessons, seed)
+    figures = {"augmentation.made": float(len(texts)), "augmentation.kept": float(np.mean(keeps))}
+    for name, rows in (("off", np.arange(len(of)) < len(lessons)), ("on", kept)):
+        weight = rows / np.bincount(of, rows)[of]
+        said = np.zeros((len(lessons), y.shape[1]))
+        for part in range(FOLDS):
+            seen = rows & (fold[of] != part)
+            said[fold == part] = x[: len(lessons)][fold == part] @ ridge(x[seen], y[seen], weight[seen])
+        figures |= {
+            f"augmentation.spearman.{name}": float(spearmanr(level, said[:, 0]).statistic),
+            f"augmentation.mae.{name}": float(np.mean(np.abs(level - said[:, 0].clip(0, 1)))),
+            f"augmentation.target_accuracy.{name}": float(np.mean(said[:, 1:].argmax(1) == target.argmax(1))),
+        }
+    return figures
+
+
 def _tweets(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -123,7 +163,7 @@ def _speed(scorer: SatisfactionScorer, texts: list[str], told: Stage) -> dict[st
     return {"replies_per_second": rate, "milliseconds_for_one": 1e3 * float(np.median(one))}
 
 
-def _table(figures: Mapping[str, float], lessons: list[Lesson], read: Readings) -> str:
+def _table(figures: Mapping[str, float]) -> str:
     replies = [
         [
             text,
@@ -157,14 +197,22 @@ def _table(figures: Mapping[str, float], lessons: list[Lesson], read: Readings) 
         f"# Satisfaction\n\nReplies held out, five parts: the first {figures['given']:.0f}, and all "
         f"{figures['replies']:.0f}.\n",
         markdown(["", "first", "all"], replies),
-        f"What the feeling is on, rows true, columns read:\n\n{_confusion(lessons, read)}",
-        f"Satisfaction, rows true, columns as read in fifths:\n\n{_levels(lessons, read)}",
     ]
     if shown:
         parts.append("Accuracy on public test sets:\n\n" + markdown(["", "accuracy"], shown))
     if uss:
         header = ["left out", "Spearman", "plain encoder", "recall of 5", "plain encoder", "best published"]
         parts.append("USS, a corpus left out in turn:\n\n" + markdown(header, uss))
+    columns = ("spearman", "mae", "target_accuracy")
+    augmented = [
+        [text, *(f"{figures[f'augmentation.{name}.{key}']:.3f}" for name in columns)]
+        for key, text in (("off", "the replies alone"), ("on", "with their children"))
+    ]
+    parts.append(
+        "Augmentation, by ridge regression on the plain encoder's frozen features: "
+        f"{figures['augmentation.made']:,.0f} children made, {figures['augmentation.kept']:.0%} kept.\n\n"
+        + markdown(["", "Spearman", "mean absolute error", "target accuracy"], augmented)
+    )
     parts.append(
         f"{figures['replies_per_second']:,.0f} replies a second in batches, {figures['milliseconds_for_one']:.1f} ms "
         "for one.\n"
@@ -172,28 +220,26 @@ def _table(figures: Mapping[str, float], lessons: list[Lesson], read: Readings) 
     return "\n".join(parts)
 
 
-def _confusion(lessons: list[Lesson], read: Readings) -> str:
-    count = {(true, said): 0 for true in TARGETS for said in TARGETS}
-    for lesson, said in zip(lessons, read.target, strict=True):
-        if lesson.target is not None:
-            count[lesson.target, said] += 1
-    return markdown(["", *TARGETS], [[true, *(str(count[true, said]) for said in TARGETS)] for true in TARGETS])
+def _confusions(lessons: list[Lesson], read: Readings) -> dict[str, Matrix]:
+    known = [i for i, lesson in enumerate(lessons) if lesson.satisfaction is not None and lesson.target is not None]
+    true = np.array([TARGETS.index(str(lessons[i].target)) for i in known])
+    said = read.targets[known].argmax(axis=1)
+    levels = np.array([lessons[i].satisfaction for i in known], np.float64)
+    fifth = np.minimum((5 * read.satisfaction[known]).astype(np.int64), 4)
+    return {
+        "targets": Matrix("What the feeling is on", TARGETS, TARGETS, _counts(true, said, 4)),
+        "levels": Matrix(
+            "Satisfaction, as read in fifths",
+            ["0", "0.25", "0.5", "0.75", "1"],
+            [f"{k / 5:g} to {(k + 1) / 5:g}" for k in range(5)],
+            _counts(np.rint(4 * levels).astype(np.int64), fifth, 5),
+        ),
+    }
 
 
-def _levels(lessons: list[Lesson], read: Readings) -> str:
-    levels = sorted({lesson.satisfaction for lesson in lessons if lesson.satisfaction is not None})
-    fifth = np.minimum((5 * read.satisfaction).astype(int), 4)
-    rows = [
-        [
-            f"{level:g}",
-            *(
-                str(sum(x.satisfaction == level and f == k for x, f in zip(lessons, fifth, strict=True)))
-                for k in range(5)
-            ),
-        ]
-        for level in levels
-    ]
-    return markdown(["", *(f"{k / 5:g}–{(k + 1) / 5:g}" for k in range(5))], rows)
+def _counts(true: np.ndarray, said: np.ndarray, size: int) -> list[list[int]]:
+    found: list[list[int]] = np.bincount(size * true + said, minlength=size * size).reshape(size, size).tolist()
+    return found
 
 
 def _picture() -> Picture:

@@ -42,7 +42,11 @@ _BATCH = 2_000  # rows in memory at once
 @app.command()
 def train(
     goemotions: Annotated[
-        Path, typer.Option(metavar="DIR", help="GoEmotions with grouped labels: train.tsv, dev.tsv and labels.txt.")
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="GoEmotions with grouped labels: train.tsv, dev.tsv, labels.txt, and test.tsv to measure on.",
+        ),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the scorer to.")],
     replies: Annotated[
@@ -60,6 +64,7 @@ def train(
     """
     from palate.encoders.cache import default_cache_dir
     from palate.satisfaction.augmentation import Augmentation
+    from palate.satisfaction.figures import emotion_figures
     from palate.satisfaction.lessons import read_goemotions, read_replies
     from palate.satisfaction.scorer import check_target
     from palate.satisfaction.training import Recipe
@@ -81,6 +86,10 @@ def train(
         "replies": f"{len(scorer.held_out):,} from {replies.name if replies else 'the package (palate.data)'}",
         "command": f"palate replies train --goemotions DIR --output DIR{' --augment' if augment else ''} --seed {seed}",
     }
+    if (goemotions / "test.tsv").exists():
+        test = read_goemotions(goemotions, "test")
+        found = emotion_figures(test, scorer.score([comment.text for comment in test]))
+        scorer.figures |= {f"goemotions_{name}": value for name, value in found.items()}
     scorer.save(output)
     if as_json:
         print_json({"output": str(output), "revision": scorer.revision, "figures": scorer.figures})
@@ -266,6 +275,8 @@ _NAMES = {
     "confidence": "mean confidence",
     "sarcasm": "sarcasm against sincere twins, balanced accuracy",
     "foreign_confidence": "mean confidence in other languages",
+    "goemotions_accuracy": "GoEmotions, negative, neutral or positive, accuracy",
+    "goemotions_accuracy_pos_neg": "GoEmotions, negative or positive, accuracy",
 }
 
 

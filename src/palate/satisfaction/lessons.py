@@ -125,7 +125,7 @@ def _lesson(line: str, place: str) -> Lesson:
     )
 
 
-def with_contexts(lessons: Iterable[Lesson], seed: int, share: float = 0.2) -> list[Lesson]:
+def with_contexts(lessons: Iterable[Lesson], seed: int, share: float = 0.1) -> list[Lesson]:
     """Each lesson, that share of them beside one of the bundled answers that it may be a reply to.
 
     So the scorer learns to read a reply with and without what it answers: where the reply speaks of a pole, the answer

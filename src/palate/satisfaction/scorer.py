@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -274,10 +273,13 @@ class SatisfactionScorer:
             packed = load_file(path / TENSORS)
             network.load_state_dict(_unpacked(packed))
             temperatures = Temperatures(**config["temperatures"])
-            held_out = [json.loads(line) for line in (path / HELD_OUT).read_text(encoding="utf-8").split("\n")[:-1]]
+            *lines, rest = (path / HELD_OUT).read_text(encoding="utf-8").split("\n")
+            if rest:
+                raise ValueError("the last line has no end")
+            held_out = [json.loads(line) for line in lines]
             scorer = cls(
                 network.eval(),
-                Tokenizer.from_file(str(path / TOKENIZER)),
+                Tokenizer.from_str((path / TOKENIZER).read_text(encoding="utf-8")),
                 temperatures,
                 config["figures"],
                 config["trained"],
@@ -289,7 +291,9 @@ class SatisfactionScorer:
             raise ModelError(
                 f"Cannot read the scorer at {str(path)!r}: {missing}: {error.strerror}; copy it again"
             ) from error
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # a tokeniser's errors have no class of their own
             raise ModelError(
                 f"Cannot read the scorer at {str(path)!r}: a file is cut short or changed; copy it again"
             ) from error
@@ -326,6 +330,12 @@ def _revision(packed: dict[str, Tensor], temperatures: Temperatures) -> str:
     for name, tensor in sorted(packed.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def rounded(network: Network) -> Network:
+    """The network as it will be read back from its 8-bit integers, so that what is measured is what is saved."""
+    network.load_state_dict(_unpacked(_packed(network)))
+    return network
 
 
 def _packed(network: Network) -> dict[str, Tensor]:
