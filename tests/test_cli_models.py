@@ -103,7 +103,7 @@ def test_columns_with_other_names(tmp_path):
     )
     assert palate("evaluate", tiny_model(), data, "--columns", "user=annotator").failure == (
         "'user' is no column of a record; rename to one of user_id, prompt, created_at, split, chosen, rejected, "
-        "strength, chosen_position, kind, completion, score, reply, satisfaction, target"
+        "strength, chosen_position, kind, completion, score, reply, satisfaction, target, confidence"
     )
     assert palate("fit", data, "--output", tmp_path / "other", "--columns", "user_id=rater").failure == (
         f"{data}:1: there is no column 'rater'; the row has 'annotator, better, worse, prompt'"
@@ -131,9 +131,9 @@ def test_fit_as_json_is_the_same_twice(tmp_path):
 
 
 def test_fit_notes_what_it_does_not_use(tmp_path):
-    reply = Reply(user_id="ann", prompt="Hi", completion="Hello!", reply="Thanks.")
+    reply = Reply(user_id="ann", prompt="Hi", completion="Hello!", reply="And on a Mac?")
     ran = fit([*FEW, reply], tmp_path, "--json")
-    assert (ran.json["unused"], ran.line) == (1, "1 replies are left out; a fit reads comparisons and ratings")
+    assert (ran.json["unused"], ran.line) == (1, "1 of 1 replies say nothing of taste, and are left out")
 
 
 def test_fit_stops_at_a_bad_line(tmp_path):

@@ -265,7 +265,7 @@ def test_explain_tells_words_styles_and_base_rewards(database):
     assert (lines[0], lines[1].split()) == (told["words"], ["style", "liking", "±", "sure"])
     assert [line.split()[0] for line in lines[2:9]] == [style["word"] for style in told["styles"]]
     assert ran.out.count(": weight ") == 3
-    assert set(told) == EXPLANATION | {"pictures", "guard", "turned"}
+    assert set(told) == EXPLANATION | {"pictures", "guard", "turned", "influences"}
     assert told["guard"]["answers"] == 3 and told["turned"] is None
     assert (len(told["axes"]), told["pictures"]) == (4, [])
 

@@ -29,7 +29,7 @@ def jsonl(path: Path, *rows: object) -> Path:
 def test_rows_are_written_with_what_was_read_in_them(tmp_path):
     rows: list[dict[str, object]] = [
         {"reply": "love it, thanks", "id": 7, "note": ["kept", None]},
-        {"reply": "way too long", "prompt": "Hi", "completion": "Hello, my dear friend."},
+        {"reply": "dull and useless", "prompt": "Hi", "completion": "Hello, my dear friend."},
         {"reply": "ok", "prompt": [{"role": "user", "content": "Hi"}], "completion": "Hey", "satisfaction": 0.9},
         {"reply": "😂 \u202bשלום", "completion": None},
     ]
@@ -125,7 +125,7 @@ def test_replies_are_rescored_and_move_what_is_explained(tmp_path):
     url = f"sqlite:///{tmp_path / 'palate.db'}"
     with Store.open(url) as store:
         ann = store.ensure_user("ann")
-        for number, text in enumerate(["love how short that was", "so dry and stiff, awful tone", "and on a Mac?"]):
+        for number, text in enumerate(["love the tone", "What a dull tone, I hated it", "and on a Mac?"]):
             answer = ANSWERS[number]
             said = Reply(user_id="ann", prompt=answer.prompt, completion=answer.text, reply=text)
             store.append(ann, said)
@@ -141,7 +141,7 @@ def test_replies_are_rescored_and_move_what_is_explained(tmp_path):
     assert kinds == {"reply"}
     assert all(one["nats"] > 0 for one in told["influences"])
     shown = palate("explain", tiny_model(), "--user", "ann", "--database", url).out
-    assert "What moved it most" in shown and "typed “love how short that was” (read as" in shown
+    assert "What moved it most" in shown and "typed “love the tone” (read as" in shown
 
 
 def test_a_fit_reads_replies_and_says_what_says_nothing_of_taste(tmp_path):
@@ -149,7 +149,7 @@ def test_a_fit_reads_replies_and_says_what_says_nothing_of_taste(tmp_path):
     typed = [
         Reply(user_id=row.user_id, prompt=answer.prompt, completion=answer.text, reply=text)
         for row, text in zip(
-            some_people()[:61:30], ["love the tone", "too long and dull", "what time is it?"], strict=True
+            some_people()[:61:30], ["love the tone", "What a dull tone, I hated it", "what time is it?"], strict=True
         )
     ]
     file = write(tmp_path / "all.jsonl", [*some_people(), *typed])

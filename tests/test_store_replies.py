@@ -24,7 +24,7 @@ NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
 SECRET = "The zeppelin story was wonderfully funny. I laughed all the way to Wuppertal."
 TYPED = [
     (SECRET, 0),
-    ("Far too long, I gave up half-way through your ramblings.", 5),
+    ("So long and dull, I hated the ramblings.", 5),
     ("thanks, perfect tone", 9),
     ("what about on a Mac?", 12),
 ]
@@ -210,7 +210,7 @@ def test_a_clock_going_backwards_and_an_unknown_answer_are_taken_in(store):
             user_id="ann",
             prompt="Never seen before",
             completion=f"An answer that no model knows, number {number}.",
-            reply="So dull, nobody would read that.",
+            reply="So dull, I hated the tone.",
             created_at=NOON + timedelta(minutes=minutes),
         )
         store.append(ann, said)

@@ -111,7 +111,7 @@ def score(
 ) -> None:
     """Read replies: adds `satisfaction`, `confidence` and `target` to each row.
 
-    A row needs `reply`; `prompt` and `completion`, which it answers, are read along where they are there.
+    A row needs `reply`; what else is in it stays.
     """
     from palate.satisfaction.scorer import SatisfactionScorer
 
@@ -121,7 +121,7 @@ def score(
     try:
         with progress() as told, part.open("w", encoding="utf-8") as out:
             for rows in _batches(_rows(file, bad)):
-                for row in _scored(rows, reader.score([r["reply"] for r in rows], [_context(r) for r in rows])):
+                for row in _scored(rows, reader.score([row["reply"] for row in rows])):
                     out.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += len(rows)
                 told("Reading replies", count, count)
@@ -244,18 +244,6 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             batch = []
     if batch:
         yield batch
-
-
-def _context(row: dict[str, Any]) -> tuple[str, str] | None:
-    from palate.feedback import as_text
-
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if completion is None:
-        return None
-    try:
-        return as_text(prompt or ""), as_text(completion)
-    except (TypeError, KeyError):
-        raise FeedbackError("prompt and completion must be texts or conversations; correct or drop them") from None
 
 
 def _scored(rows: list[dict[str, Any]], read: "Readings") -> Iterator[dict[str, Any]]:

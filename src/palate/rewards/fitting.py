@@ -157,8 +157,8 @@ def _read(indexed: Indexed, encoder: Encoder, told: Stage) -> tuple[NDArray[np.f
 def _check(rows: Sequence[Evidence]) -> None:
     if not rows:
         raise InputError(
-            "There are 0 comparisons, 0 ratings and 0 replies on taste to fit on (split absent or 'train'); give rows "
-            "with chosen and rejected, with completion and score, or with completion and reply"
+            "There are 0 comparisons and 0 ratings to fit on (split absent or 'train'); give rows with chosen and "
+            "rejected, or with completion and score"
         )
     people = {row.user_id for row in rows}
     if len(people) < 2:

@@ -116,7 +116,7 @@ def truncate(text: str, share: float) -> str:
         share: of the words, in (0, 1); at least one is kept.
 
     Example:
-        >>> truncate("It works. I like the tone of it a lot, really.", 0.3)
+        >>> truncate("It works. I like the tone of it a lot.", 0.3)
         'It works.'
     """
     words = list(re.finditer(r"\S+", text))

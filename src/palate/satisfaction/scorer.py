@@ -25,7 +25,7 @@ from torch import Tensor
 
 from palate.encoders.models import quiet
 from palate.errors import InputError, ModelError
-from palate.feedback import Reply, as_text
+from palate.feedback import Reply
 from palate.satisfaction.network import STEPS, TARGETS, Logits, Network, read_all, sequences
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class SatisfactionScorer:
 
     Example:
         >>> scorer = SatisfactionScorer.load()
-        >>> read = scorer.score(["Perfect, exactly the tone I wanted!", "Way too long, I gave up half-way."])
+        >>> read = scorer.score(["Perfect, exactly the tone I wanted!", "This is awful, dull and useless."])
         >>> bool(read.satisfaction[0] > 0.7), bool(read.satisfaction[1] < 0.4)
         (True, True)
     """
@@ -175,11 +175,8 @@ class SatisfactionScorer:
         """Replies with `satisfaction`, `confidence` and `target` filled in; what somebody labelled stays."""
         unread = [i for i, reply in enumerate(replies) if reply.satisfaction is None or reply.target is None]
         said = [replies[i] for i in unread]
-        found = self.score(
-            [reply.reply for reply in said],
-            [(as_text(reply.prompt), as_text(reply.completion)) for reply in said],
-            progress=progress,
-        )
+        # Not with what they answer: the scorer has seen too little of it, and is less sure then (docs/log.md).
+        found = self.score([reply.reply for reply in said], progress=progress)
         out = list(replies)
         for i, satisfaction, confidence, target in zip(
             unread, found.satisfaction.tolist(), found.confidence.tolist(), found.target, strict=True
@@ -220,7 +217,7 @@ class SatisfactionScorer:
         config = {
             "format": FORMAT,
             "revision": self.revision,
-            "body": self.network.body.config.to_dict(),
+            "body": self.network.body.config.to_dict() | {"_name_or_path": ""},
             "temperatures": vars(self.temperatures),
             "figures": self.figures,
             "trained": self.trained,

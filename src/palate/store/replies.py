@@ -14,7 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from palate.feedback import Record, Reply, as_text
+from palate.feedback import Record, Reply
 from palate.rewards import RewardModel
 from palate.satisfaction.augmentation import Augmentation
 from palate.satisfaction.follower import HeadSettings, RewardFollower, SharedHead
@@ -228,7 +228,7 @@ class Rescorer:
         if not todo:
             return 0
         parents = [row for row in examples if row.number == 0 and row.evidence_id in here]
-        readings = self._score([(row.text, here[row.evidence_id]) for row in [*todo, *parents]])
+        readings = self._score([row.text for row in [*todo, *parents]])
         own = {row.evidence_id: readings[np.array([len(todo) + i])] for i, row in enumerate(parents)}
         read = self._read(evidence, own)
         targets = training_targets(RewardFollower(self.model, head), read, half_life=user.half_life_days)
@@ -276,17 +276,15 @@ class Rescorer:
         texts = [(reply.reply, "typed")]
         if self.augmentation is not None:
             texts += [(child.text, child.how) for child in self.augmentation.children(reply.reply)]
-        readings = self._score([(text, reply) for text, _ in texts])
+        readings = self._score([text for text, _ in texts])
         keeps = np.ones(len(texts), np.bool_)
         if self.augmentation is not None:
             keeps[1:] = self.augmentation.keeps(float(readings.satisfaction[0]), readings.satisfaction[1:])
         kept = np.flatnonzero(keeps)
         return [texts[i] for i in kept], readings[kept]
 
-    def _score(self, said: Sequence[tuple[str, Reply]]) -> Readings:
-        return self.scorer.score(
-            [text for text, _ in said], [(as_text(reply.prompt), as_text(reply.completion)) for _, reply in said]
-        )
+    def _score(self, texts: Sequence[str]) -> Readings:
+        return self.scorer.score(texts)
 
     def _read(self, evidence: Sequence[StoredEvidence], own: dict[str, Readings]) -> list[Record]:
         """A person's evidence with today's readings in place of older ones."""

@@ -103,7 +103,7 @@ def tune(
     """
     choices = indexed.choices
     if choices.graded.all():
-        raise InputError("There are 0 comparisons to tune by, grades alone do not do; give some, or finetune 'none'")
+        raise InputError("There are 0 comparisons to tune by, ratings alone do not do; give some, or finetune 'none'")
     parts = [
         (part, seen & ~choices.graded)
         for part, (seen, unseen) in enumerate(splits(choices, np.random.default_rng(seed)))
