@@ -34,7 +34,7 @@ class RatingScale:
     generosity: float = 1.0
 
 
-READINGS = RatingScale(slope=1.0, weight=1.0, generosity=0.5)
+READINGS = RatingScale(slope=0.73, weight=3.0, generosity=1.15)
 """How replies speak where a fit had none to learn it from: as those of the bundled people do (docs/log.md).
 
 Part of what a model's fingerprint stands for: another value would need another format of the folder."""
