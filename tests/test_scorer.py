@@ -15,8 +15,8 @@ from palate.errors import InputError, ModelError
 from palate.feedback import Reply
 from palate.satisfaction.figures import ece, reliability, reply_figures
 from palate.satisfaction.lessons import read_replies
-from palate.satisfaction.network import STEPS, TARGETS
-from palate.satisfaction.scorer import MIDDLES, Readings, SatisfactionScorer
+from palate.satisfaction.network import LEVELS, TARGETS
+from palate.satisfaction.scorer import Readings, SatisfactionScorer
 
 PLEASED = ["Perfect, exactly the tone I wanted!", "this is brilliant, thank you so much", "love it"]
 DISPLEASED = ["This is awful, dull and useless.", "no, that is completely wrong", "useless, I'm cancelling"]
@@ -53,10 +53,10 @@ def test_another_language_is_left_open():
 def test_a_reply_is_read_alone_as_in_company():
     texts = [*PLEASED, *DISPLEASED, "ok", "x " * 400]
     together = scorer().score(texts)
-    alone = np.concatenate([scorer().score([text]).steps for text in texts])
-    assert_allclose(together.steps, alone, atol=1e-4)
-    turned = scorer().score(texts[::-1]).steps[::-1]
-    assert_allclose(together.steps, turned, atol=1e-4)
+    alone = np.concatenate([scorer().score([text]).levels for text in texts])
+    assert_allclose(together.levels, alone, atol=1e-4)
+    turned = scorer().score(texts[::-1]).levels[::-1]
+    assert_allclose(together.levels, turned, atol=1e-4)
 
 
 def test_the_same_reply_a_thousand_times_is_read_once(monkeypatch):
@@ -79,7 +79,7 @@ def test_anything_that_can_be_typed_is_read(texts):
     for values in (read.satisfaction, read.confidence, read.pleased):
         assert values.shape == (len(texts),)
         assert (values >= 0).all() and (values <= 1).all()
-    assert_allclose(read.steps.sum(axis=1), 1)
+    assert_allclose(read.levels.sum(axis=1), 1)
     assert_allclose(read.targets.sum(axis=1), 1)
     assert set(read.target) <= set(TARGETS)
 
@@ -90,7 +90,7 @@ def test_anything_that_can_be_typed_is_read(texts):
     ids=["thumb", "anger", "code", "a", "long", "surrogate", "rtl", "mark"],
 )
 def test_odd_replies_are_read(text):
-    assert np.isfinite(scorer().score([text]).steps).all()
+    assert np.isfinite(scorer().score([text]).levels).all()
 
 
 def test_emoji_are_seen():
@@ -100,12 +100,12 @@ def test_emoji_are_seen():
 
 def test_what_it_answers_is_read_along():
     alone, beside = (
-        scorer().score(["ok so that's it?"], [context]).steps
+        scorer().score(["ok so that's it?"], [context]).levels
         for context in (None, ("How do I boil an egg?", "Boil it."))
     )
     assert not np.array_equal(alone, beside)
     long = ("A prompt " * 500, "An answer " * 5_000)
-    assert np.isfinite(scorer().score(PLEASED, [long] * 3).steps).all()
+    assert np.isfinite(scorer().score(PLEASED, [long] * 3).levels).all()
 
 
 def test_records_are_filled_in_and_labels_stay():
@@ -131,12 +131,12 @@ def test_as_many_contexts_as_replies_are_needed():
 # The measure of confidence
 
 
-def test_confidence_is_none_of_a_uniform_reading_and_full_of_a_single_step():
-    uniform, sure = np.full((1, STEPS), 1 / STEPS), np.eye(STEPS)[[7]]
+def test_confidence_is_none_of_a_uniform_reading_and_full_of_a_single_level():
+    uniform, sure = np.full((1, 5), 0.2), np.eye(5)[[3]]
     read = Readings(np.concatenate([uniform, sure]), np.zeros((2, 4)), np.zeros((2, 4)))
     assert_allclose(read.confidence, [0, 1], atol=1e-9)
-    assert_allclose(read.satisfaction, [0.5, MIDDLES[7]])
-    assert_allclose(read.pleased, [0.5, 1.0])
+    assert_allclose(read.satisfaction, [0.5, LEVELS[3]])
+    assert_allclose(read.pleased, [0.6, 1.0])
 
 
 # Figures
@@ -144,13 +144,13 @@ def test_confidence_is_none_of_a_uniform_reading_and_full_of_a_single_step():
 
 def test_figures_of_a_perfect_reading_are_perfect():
     lessons = [x for x in read_replies() if not x.foreign][:400]
-    steps = np.eye(STEPS)[[min(int(10 * (x.satisfaction or 0)), 9) for x in lessons]]
+    levels = np.eye(5)[[LEVELS.index(x.satisfaction or 0) for x in lessons]]
     targets = np.eye(4)[[TARGETS.index(x.target or "none") for x in lessons]]
-    figures = reply_figures(lessons, Readings(steps, targets, np.zeros((len(lessons), 4))))
+    figures = reply_figures(lessons, Readings(levels, targets, np.zeros((len(lessons), 4))))
     assert figures["spearman"] == pytest.approx(1)
     assert figures["target_accuracy"] == 1
     assert figures["ece"] == 0
-    assert figures["mae"] <= 0.0501
+    assert figures["mae"] == 0
 
 
 def test_the_calibration_error_is_the_gap_between_said_and_seen():
@@ -193,7 +193,7 @@ def test_a_saved_scorer_reads_alike(tmp_path):
     scorer().save(tmp_path / "s")
     again = SatisfactionScorer.load(tmp_path / "s")
     assert (again.revision, again.figures, again.trained) == (scorer().revision, scorer().figures, scorer().trained)
-    assert np.array_equal(again.score(PLEASED).steps, scorer().score(PLEASED).steps)
+    assert np.array_equal(again.score(PLEASED).levels, scorer().score(PLEASED).levels)
     assert again.held_out == scorer().held_out
     again.save(tmp_path / "s")
     assert SatisfactionScorer.load(tmp_path / "s").revision == scorer().revision

@@ -9,8 +9,8 @@ from tests.cli_support import tiny_encoder
 
 from palate.errors import InputError
 from palate.satisfaction.augmentation import Augmentation
-from palate.satisfaction.lessons import Lesson, read_goemotions, read_replies, with_contexts
-from palate.satisfaction.network import STEPS, TARGETS, sequences
+from palate.satisfaction.lessons import Lesson, read_goemotions, read_replies, read_reviews, with_contexts
+from palate.satisfaction.network import LEVELS, TARGETS, sequences
 from palate.satisfaction.training import (
     FOLDS,
     Lessons,
@@ -88,10 +88,9 @@ def test_twins_are_in_one_fold_and_folds_are_alike():
 
 def test_labels_are_what_was_said_and_a_foreign_one_is_uniform():
     _, tokenizer = base_network(recipe())
-    table = Lessons.of(tokenizer, [REPLIES[0], Lesson("hallo", foreign=True), COMMENTS[0]], smoothing=0.08)
-    middles = (torch.arange(STEPS) + 0.5) / STEPS
-    assert float(table.satisfaction[0] @ middles) > 0.9
-    assert torch.allclose(table.satisfaction[1], torch.full((STEPS,), 1 / STEPS))
+    table = Lessons.of(tokenizer, [REPLIES[0], Lesson("hallo", foreign=True), COMMENTS[0]])
+    assert float(table.satisfaction[0] @ torch.tensor(LEVELS)) == REPLIES[0].satisfaction
+    assert torch.allclose(table.satisfaction[1], torch.full((5,), 0.2))
     assert table.satisfaction[2].isnan().all() and table.emotion[:2].isnan().all()
     assert table.target.tolist() == [TARGETS.index("taste"), -1, -1]
 
@@ -160,3 +159,18 @@ def test_goemotions_are_read_and_a_bad_line_is_named(tmp_path):
         read_goemotions(tmp_path, "test")
     with pytest.raises(InputError, match="GoEmotions cannot be read"):
         read_goemotions(tmp_path / "none", "test")
+
+
+def test_reviews_are_read_with_the_valence_that_people_gave(tmp_path):
+    for name in ("amazon", "movie"):
+        rows = '1\t3.4\ta "joy\n2\t-0.5\tslow\n3\t0.1\ta lens\n'
+        (tmp_path / f"{name}ReviewSnippets_GroundTruth.txt").write_text(rows)
+    joy, slow, lens, *more = read_reviews(tmp_path)
+    assert [x.text for x in (joy, slow, lens)] == ['a "joy', "slow", "a lens"] and len(more) == 3
+    assert joy.satisfaction == 1 and 0.4 < (slow.satisfaction or 0) < 0.5 < (lens.satisfaction or 0) < 0.52
+    assert (joy.emotions, slow.emotions, lens.emotions) == (frozenset(["positive"]), None, frozenset(["neutral"]))
+    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text("1\tgood\ta film\n")
+    with pytest.raises(InputError, match="line 1: not an id, a valence and a text"):
+        read_reviews(tmp_path)
+    with pytest.raises(InputError, match="Reviews cannot be read"):
+        read_reviews(tmp_path / "none")

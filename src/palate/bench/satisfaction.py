@@ -19,7 +19,7 @@ from palate.rewards.fitting import Stage
 from palate.satisfaction.augmentation import Augmentation
 from palate.satisfaction.figures import emotion_figures, reliability, reply_figures
 from palate.satisfaction.lessons import Lesson, read_goemotions
-from palate.satisfaction.network import STEPS, TARGETS, pooled, sequences
+from palate.satisfaction.network import TARGETS, pooled, sequences
 from palate.satisfaction.scorer import Readings, SatisfactionScorer
 from palate.satisfaction.training import FOLDS, Recipe, base_network, folds
 
@@ -82,7 +82,7 @@ def held_out(scorer: SatisfactionScorer) -> tuple[list[Lesson], Readings]:
         )
         for row in scorer.held_out
     ]
-    columns = (np.array([row[f"read_{name}"] for row in scorer.held_out]) for name in ("steps", "targets", "emotions"))
+    columns = (np.array([row[f"read_{name}"] for row in scorer.held_out]) for name in ("levels", "targets", "emotions"))
     return lessons, Readings(*columns)
 
 
@@ -247,7 +247,7 @@ def _picture() -> Picture:
         title="Satisfaction of 0.5 or more, foretold and seen",
         x_label="tenth of the replies held out, by what was foretold",
         y_label="probability",
-        x=range(1, STEPS + 1),
+        x=range(1, 11),
         lines=[Line("reliability.seen", "seen", "#007a5a"), Line("reliability.foretold", "foretold", "#57534e")],
         scale="linear",
     )

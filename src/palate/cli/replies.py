@@ -49,6 +49,13 @@ def train(
         ),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the scorer to.")],
+    reviews: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Sentences of reviews with their valence (Hutto & Gilbert 2014), from the source of vaderSentiment.",
+        ),
+    ] = None,
     replies: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labelled replies; those that ship with Palate if left out.")
     ] = None,
@@ -65,17 +72,18 @@ def train(
     from palate.encoders.cache import default_cache_dir
     from palate.satisfaction.augmentation import Augmentation
     from palate.satisfaction.figures import emotion_figures
-    from palate.satisfaction.lessons import read_goemotions, read_replies
+    from palate.satisfaction.lessons import read_goemotions, read_replies, read_reviews
     from palate.satisfaction.scorer import check_target
     from palate.satisfaction.training import Recipe
     from palate.satisfaction.training import train as learn
 
     check_target(output)
     comments = [*read_goemotions(goemotions, "train"), *read_goemotions(goemotions, "dev")]
+    sentences = read_reviews(reviews) if reviews else []
     with progress() as told:
         scorer = learn(
             read_replies(replies),
-            comments,
+            [*comments, *sentences],
             Recipe(seed=seed),
             augmentation=Augmentation(seed=seed) if augment else None,
             remember=default_cache_dir() / "training",
@@ -83,8 +91,10 @@ def train(
         )
     scorer.trained = {
         "comments": f"{len(comments):,} of GoEmotions, grouped labels, train and dev",
+        "reviews": f"{len(sentences):,} sentences on products and films (Hutto & Gilbert 2014)",
         "replies": f"{len(scorer.held_out):,} from {replies.name if replies else 'the package (palate.data)'}",
-        "command": f"palate replies train --goemotions DIR --output DIR{' --augment' if augment else ''} --seed {seed}",
+        "command": f"palate replies train --goemotions DIR{' --reviews DIR' if reviews else ''} --output DIR"
+        f"{' --augment' if augment else ''} --seed {seed}",
     }
     if (goemotions / "test.tsv").exists():
         test = read_goemotions(goemotions, "test")

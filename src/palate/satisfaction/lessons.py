@@ -78,6 +78,48 @@ def read_goemotions(folder: str | Path, split: str) -> list[Lesson]:
     return lessons
 
 
+def read_reviews(folder: str | Path) -> list[Lesson]:
+    """Sentences of reviews of products and films, each with the mean valence that twenty people gave it.
+
+    The valence v, −4 to 4, becomes the satisfaction 0.5 + v / 6, and one of 0.75 or more to either side, or of less
+    than 0.25, an emotion too.
+
+    Args:
+        folder: with `amazonReviewSnippets_GroundTruth.txt` and `movieReviewSnippets_GroundTruth.txt` (Hutto & Gilbert
+            2014; MIT licence), as the source distribution of `vaderSentiment` has them in an archive of its
+            `additional_resources`.
+
+    Raises:
+        InputError: a file is missing, or a line is not an id, a valence and a text.
+    """
+    lessons = []
+    for name in ("amazon", "movie"):
+        path = Path(folder) / f"{name}ReviewSnippets_GroundTruth.txt"
+        try:
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        except OSError as error:
+            raise InputError(f"Reviews cannot be read: {error}; give the folder of Hutto & Gilbert's files") from error
+        for number, row in enumerate(rows, 1):
+            try:
+                _, valence, text = row
+                lessons.append(_review(text, float(valence)))
+            except ValueError:
+                raise InputError(
+                    f"{path}, line {number}: not an id, a valence and a text between tabs; get the file anew"
+                ) from None
+    return [lesson for lesson in lessons if lesson.text.strip()]
+
+
+def _review(text: str, valence: float) -> Lesson:
+    feeling = None
+    if abs(valence) >= 0.75:
+        feeling = frozenset(["positive" if valence > 0 else "negative"])
+    elif abs(valence) < 0.25:
+        feeling = frozenset(["neutral"])
+    return Lesson(text, min(1.0, max(0.0, 0.5 + valence / 6)), emotions=feeling)
+
+
 def read_replies(path: str | Path | None = None) -> list[Lesson]:
     """Replies with labels, one a line: reply, satisfaction, target [, id, about, kind], or reply and `foreign`: true.
 

@@ -2,7 +2,7 @@
 
 | head | classes | learned from |
 | --- | --- | --- |
-| satisfaction | ten steps of [0, 1] | replies with a known satisfaction; uniform for languages it does not know |
+| satisfaction | five levels of [0, 1] | replies with a known satisfaction; uniform for languages it does not know |
 | target | taste, task, both, none | replies that say what the feeling is on |
 | emotion | ambiguous, negative, neutral, positive, each by itself | GoEmotions, grouped (Demszky et al. 2020) |
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from palate.encoders.base import Progress
 
-STEPS = 10
-"""Steps of [0, 1] that the satisfaction head tells apart; their middles are 0.05, 0.15, …"""
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Satisfaction that the head tells apart; what lies between two is told as a share of both."""
 TARGETS = ("taste", "task", "both", "none")
 EMOTIONS = ("ambiguous", "negative", "neutral", "positive")
 
@@ -38,7 +38,7 @@ _REPLY, _PROMPT, _COMPLETION = 126, 24, 64  # tokens; of a longer reply the firs
 class Logits(NamedTuple):
     """What the heads say of B replies."""
 
-    satisfaction: Tensor  # (B, STEPS)
+    satisfaction: Tensor  # (B, 5)
     target: Tensor  # (B, 4)
     emotion: Tensor  # (B, 4)
 
@@ -58,7 +58,7 @@ class Network(nn.Module):
         self.layers = min(_LAYERS, int(body.config.num_hidden_layers))
         self.mix = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.layers * hidden, hidden), nn.GELU())
         self.drop = nn.Dropout(dropout)
-        self.satisfaction = nn.Linear(hidden, STEPS)
+        self.satisfaction = nn.Linear(hidden, len(LEVELS))
         self.target = nn.Linear(hidden, len(TARGETS))
         self.emotion = nn.Linear(hidden, len(EMOTIONS))
 
@@ -97,7 +97,7 @@ class Sequences(NamedTuple):
 def read_all(network: Network, texts: Sequences, progress: "Progress | None" = None) -> Logits:
     """What a network says of n texts, without noise."""
     network.eval()
-    out = [torch.zeros(len(texts.ids), n) for n in (STEPS, len(TARGETS), len(EMOTIONS))]
+    out = [torch.zeros(len(texts.ids), n) for n in (len(LEVELS), len(TARGETS), len(EMOTIONS))]
     done = 0
     for batch in batches(np.array([len(ids) for ids in texts.ids], np.intp), "cpu"):
         rows = batch.tolist()

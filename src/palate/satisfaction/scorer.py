@@ -1,6 +1,6 @@
 """The satisfaction scorer: how pleased a typed reply is, how sure that is, and what the feeling is on.
 
-ARF-RLHF (arXiv 2507.03069) calls this the static scorer. It reads a reply as a distribution over ten steps of [0, 1];
+ARF-RLHF (arXiv 2507.03069) calls this the static scorer. It reads a reply as a distribution over five levels of [0, 1];
 the satisfaction is its mean, and the confidence is 1 − its standard deviation over that of a uniform one: 0 where the
 scorer knows nothing, as in a language it was not taught.
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from palate.encoders.models import quiet
 from palate.errors import InputError, ModelError
 from palate.feedback import Reply
-from palate.satisfaction.network import STEPS, TARGETS, Logits, Network, read_all, sequences
+from palate.satisfaction.network import LEVELS, TARGETS, Logits, Network, read_all, sequences
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,9 +45,8 @@ CONFIG, TENSORS, TOKENIZER, HELD_OUT, CARD = (
 SHIPPED = "satisfaction-scorer"
 """Its folder in `palate.data`."""
 
-MIDDLES = (np.arange(STEPS) + 0.5) / STEPS
-"""(STEPS,) satisfaction that each step stands for."""
-_UNIFORM = float(np.std(MIDDLES))
+_LEVELS = np.array(LEVELS)
+_UNIFORM = float(np.std(_LEVELS))
 _SCALE = ".scale"
 
 Floats = NDArray[np.float64]
@@ -67,30 +66,30 @@ class Readings:
     """What was read in n replies.
 
     Args:
-        steps: (n, STEPS) probability of each step of satisfaction.
+        levels: (n, 5) probability of each level of satisfaction.
         targets: (n, 4) probabilities that the feeling is on taste, on the task, on both, on none.
         emotions: (n, 4) probabilities of showing each group of emotions, each by itself.
     """
 
-    steps: Floats
+    levels: Floats
     targets: Floats
     emotions: Floats
 
     @property
     def satisfaction(self) -> Floats:
         """(n,) in [0, 1]."""
-        return np.asarray(self.steps @ MIDDLES, np.float64)
+        return np.asarray(self.levels @ _LEVELS, np.float64)
 
     @property
     def confidence(self) -> Floats:
         """(n,) in [0, 1]."""
-        spread = np.sqrt(np.maximum(self.steps @ MIDDLES**2 - self.satisfaction**2, 0.0))
+        spread = np.sqrt(np.maximum(self.levels @ _LEVELS**2 - self.satisfaction**2, 0.0))
         return np.asarray(np.clip(1 - spread / _UNIFORM, 0.0, 1.0), np.float64)
 
     @property
     def pleased(self) -> Floats:
         """(n,) probability that the satisfaction is 0.5 or more."""
-        return np.asarray(self.steps[:, STEPS // 2 :].sum(axis=1), np.float64)
+        return np.asarray(self.levels[:, _LEVELS >= 0.5].sum(axis=1), np.float64)
 
     @property
     def target(self) -> list[str]:
@@ -99,7 +98,7 @@ class Readings:
 
     def __getitem__(self, rows: NDArray[np.int64]) -> "Readings":
         """Those of some replies."""
-        return Readings(self.steps[rows], self.targets[rows], self.emotions[rows])
+        return Readings(self.levels[rows], self.targets[rows], self.emotions[rows])
 
 
 @dataclass(eq=False)
@@ -166,7 +165,7 @@ class SatisfactionScorer:
         read = self.score(replies, progress=progress)
         seen = [i for i, reply in enumerate(replies) if reply in known]
         rows = [self.held_out[known[replies[i]]] for i in seen]
-        for name in ("steps", "targets", "emotions"):
+        for name in ("levels", "targets", "emotions"):
             for i, row in zip(seen, rows, strict=True):
                 getattr(read, name)[i] = row[f"read_{name}"]
         return read, len(replies) - len(seen)
@@ -198,12 +197,12 @@ class SatisfactionScorer:
     def readings(self, logits: Logits) -> Readings:
         """What logits mean, temperatures applied."""
         t = self.temperatures
-        steps, targets, emotions = (
+        levels, targets, emotions = (
             logits.satisfaction.double() / t.satisfaction,
             logits.target.double() / t.target,
             logits.emotion.double() / t.emotion,
         )
-        return Readings(steps.softmax(1).numpy(), targets.softmax(1).numpy(), emotions.sigmoid().numpy())
+        return Readings(levels.softmax(1).numpy(), targets.softmax(1).numpy(), emotions.sigmoid().numpy())
 
     def save(self, path: str | Path) -> None:
         """Write the scorer's folder; `config.json`, without which it is not read, comes last.

@@ -1,8 +1,8 @@
 """Train the satisfaction scorer: first to see emotion, then to read replies.
 
-1. All of the network on comments with known emotions, from a sentence encoder; and once more from there, from the
-   labels and from what the first one says (born-again networks, Furlanello et al. 2018). The average of both networks'
-   weights goes on (model soups, Wortsman et al. 2022).
+1. All of the network on comments with known emotions and sentences of reviews with a known valence, from a sentence
+   encoder; once for each of some seeds. The average of these networks' weights goes on (model soups, Wortsman et al.
+   2022).
 2. From there, on replies with a known satisfaction and target, and on replies in other languages, whose satisfaction
    it learns to leave open; some comments are mixed in, so that the first lesson is kept.
 
@@ -33,7 +33,7 @@ from palate.errors import InputError
 from palate.satisfaction.augmentation import Augmentation
 from palate.satisfaction.figures import reply_figures
 from palate.satisfaction.lessons import Lesson, with_contexts
-from palate.satisfaction.network import EMOTIONS, STEPS, TARGETS, Logits, Network, Sequences, read_all, sequences
+from palate.satisfaction.network import EMOTIONS, LEVELS, TARGETS, Logits, Network, Sequences, read_all, sequences
 from palate.satisfaction.scorer import SatisfactionScorer, Temperatures, rounded
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Recipe:
 
     Args:
         encoder: what it starts from.
-        emotion_epochs: over the comments, each of the two times.
+        emotion_epochs: over the comments, for each seed.
+        averaged: networks that the first step makes, with seeds of their own.
         reply_epochs: over the replies.
         emotion_rate: learning rate of the uppermost layer in the first step; each layer below has `decay` of it.
         reply_rate: the same in the second step.
@@ -59,13 +60,12 @@ class Recipe:
         batch: texts.
         mixed: comments mixed in for each reply.
         dropout: within the encoder.
-        teacher: how much what the first network says counts for the second beside the labels, in [0, 1].
-        smoothing: standard deviation of a satisfaction's label over the steps of [0, 1].
         seed: same seed and lessons, same scorer.
     """
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     emotion_epochs: int = 2
+    averaged: int = 2
     reply_epochs: int = 6
     emotion_rate: float = 1e-4
     reply_rate: float = 1.2e-4
@@ -73,8 +73,6 @@ class Recipe:
     batch: int = 32
     mixed: float = 0.25
     dropout: float = 0.15
-    teacher: float = 0.5
-    smoothing: float = 0.08
     seed: int = 0
 
 
@@ -84,7 +82,7 @@ class Lessons:
 
     Args:
         texts: token ids of n texts.
-        satisfaction: (n, STEPS) soft labels; NaN where not known.
+        satisfaction: (n, 5) soft labels; NaN where not known.
         target: (n,) number of the target; −1 where not known.
         emotion: (n, 4) ones and zeros; NaN where not known.
         weight: (n,).
@@ -97,12 +95,12 @@ class Lessons:
     weight: Tensor
 
     @classmethod
-    def of(cls, tokenizer: "Tokenizer", lessons: Sequence[Lesson], smoothing: float) -> "Lessons":
+    def of(cls, tokenizer: "Tokenizer", lessons: Sequence[Lesson]) -> "Lessons":
         """Texts as token ids, labels as tensors."""
-        middle = (torch.arange(STEPS) + 0.5) / STEPS
         known = torch.tensor([torch.nan if x.satisfaction is None else x.satisfaction for x in lessons])
-        soft = torch.softmax(-0.5 * ((middle - known[:, None]) / smoothing) ** 2, dim=1)
-        soft[torch.tensor([x.foreign for x in lessons])] = 1 / STEPS
+        # Linear between the two nearest levels, so that the mean of the label is what is known.
+        soft = (1 - (len(LEVELS) - 1) * (torch.tensor(LEVELS) - known[:, None]).abs()).clamp_min(0.0)
+        soft[torch.tensor([x.foreign for x in lessons])] = 1 / len(LEVELS)
         nothing = [torch.nan] * len(EMOTIONS)
         return cls(
             sequences(tokenizer, [x.text for x in lessons], [x.context for x in lessons]),
@@ -133,7 +131,8 @@ def base_network(recipe: Recipe) -> tuple[Network, "Tokenizer"]:
     torch.manual_seed(recipe.seed)
     folder = find_model(recipe.encoder)
     config = read_config(folder)
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout
+    # None on attention, which would keep torch from its fast kernels.
+    config.hidden_dropout_prob, config.attention_probs_dropout_prob = recipe.dropout, 0.0
     with quiet():
         network = Network(load_model(folder, config))
     tokenizer = load_tokenizer(folder).backend_tokenizer
@@ -146,24 +145,19 @@ def learn_emotions(
     network: Network, tokenizer: "Tokenizer", comments: Sequence[Lesson], recipe: Recipe, told: Stage | None = None
 ) -> Network:
     """The network after the comments; the one given is not changed."""
-    table = Lessons.of(tokenizer, comments, recipe.smoothing)
-    rng = np.random.default_rng(recipe.seed)
+    table = Lessons.of(tokenizer, comments)
     sizes = [len(ids) for ids in table.texts.ids]
-    rows = np.arange(len(sizes))
 
-    def learned(lessons: Lessons, seed: int) -> Network:
+    def learned(seed: int) -> Network:
+        rng = np.random.default_rng(seed)
+        rows = np.arange(len(sizes))
         order = [b for _ in range(recipe.emotion_epochs) for b in _batches(sizes, rows, recipe.batch, rng)]
-        return _learn(network, lessons, order, recipe.emotion_rate, recipe.decay, seed, "Learning emotions", told)
+        return _learn(network, table, order, recipe.emotion_rate, recipe.decay, seed, "Learning emotions", told)
 
-    first = learned(table, recipe.seed)
-    if not recipe.teacher:
-        return first
-    said = read_all(first, table.texts).emotion.sigmoid()
-    second = learned(replace(table, emotion=torch.lerp(table.emotion, said, recipe.teacher)), recipe.seed + 1)
-    with torch.no_grad():
-        for one, other in zip(first.parameters(), second.parameters(), strict=True):
-            one.lerp_(other, 0.5)
-    return first
+    mean = AveragedModel(network)
+    for number in range(recipe.averaged):
+        mean.update_parameters(learned(recipe.seed + number))
+    return cast(Network, mean.module.eval())
 
 
 def learn_replies(
@@ -178,7 +172,7 @@ def learn_replies(
     rng = np.random.default_rng(recipe.seed + 1)
     count = min(len(comments), int(recipe.mixed * len(replies) * recipe.reply_epochs))
     drawn = [comments[i] for i in rng.choice(len(comments), count, replace=False)] if count else []
-    table = Lessons.of(tokenizer, [*replies, *drawn], recipe.smoothing)
+    table = Lessons.of(tokenizer, [*replies, *drawn])
     sizes = [len(ids) for ids in table.texts.ids]
     # Each comment is read once, each reply in every epoch.
     parts = np.array_split(np.arange(len(replies), len(sizes)), recipe.reply_epochs)
@@ -214,7 +208,7 @@ def _learn(
 
     torch.manual_seed(seed)  # of the noise
     network = copy.deepcopy(network).train()
-    optimizer = torch.optim.AdamW(_groups(network, rate, decay))
+    optimizer = torch.optim.AdamW(_groups(network, rate, decay), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(order) // 16, len(order))
     # About the last tenth of the way counts.
     average = AveragedModel(
@@ -273,7 +267,7 @@ def remembered_emotions(
     """As `learn_emotions`, from where it was kept in a folder if the same was learned before."""
     digest = sha256(repr((_HALF, replace(recipe, reply_epochs=0, reply_rate=0.0, mixed=0.0))).encode())
     for lesson in comments:
-        digest.update(repr((lesson.text, sorted(lesson.emotions or ()))).encode())
+        digest.update(repr((lesson.text, lesson.satisfaction, sorted(lesson.emotions or ()))).encode())
     path = folder / f"emotions-{digest.hexdigest()[:16]}.safetensors"
     if path.exists():
         learned = copy.deepcopy(network)
@@ -332,7 +326,7 @@ def train(
         lessons = _families(replies, fold, networks, tokenizer, augmentation)
         networks = [without(part) for part in range(FOLDS)]
     held_out = _held_out(replies, fold, [rounded(network) for network in networks], tokenizer)
-    table = Lessons.of(tokenizer, replies, recipe.smoothing)
+    table = Lessons.of(tokenizer, replies)
     told_of = torch.tensor([not x.foreign for x in replies])
     soft, pleased = table.satisfaction[told_of], held_out.satisfaction[told_of]
     temperatures = Temperatures(
@@ -349,7 +343,7 @@ def train(
             "read_satisfaction": round(float(read.satisfaction[i]), 4),
             "read_confidence": round(float(read.confidence[i]), 4),
             "read_target": read.target[i],
-            **{f"read_{name}": getattr(read, name)[i].round(4).tolist() for name in ("steps", "targets", "emotions")},
+            **{f"read_{name}": getattr(read, name)[i].round(4).tolist() for name in ("levels", "targets", "emotions")},
         }
         for i, reply in enumerate(replies)
     ]
