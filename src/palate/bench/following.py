@@ -181,12 +181,11 @@ class _World:
 
 @dataclass(frozen=True)
 class _Curve:
-    """AUC by number of answers (U,); and of each reply, in order, (T, U) what was shown, read and felt."""
+    """AUC by number of answers (U,); and of each reply, in order, (T, U) what was shown and read."""
 
     auc: dict[int, Floats]
     shown: Ints
     read: Ints
-    level: Ints
     beliefs: list[Belief]
 
 
@@ -200,7 +199,7 @@ def _follow(world: _World, plan: str, drift: Drift, seed: int, turn: int | None 
     rows: list[Observations] = []
     belief: Belief = state.current()
     order = [[rng.permutation(prompts) for _ in range(2)] for prompts in world.shown]
-    auc, shown, read, level, beliefs = {}, [], [], [], []
+    auc, shown, read, beliefs = {}, [], [], []
     for day in range(len(plan) + 1):
         who = everyone if turn is None or day <= turn else world.partner
         auc[day] = _auc(new, belief.mean, who)
@@ -221,14 +220,13 @@ def _follow(world: _World, plan: str, drift: Drift, seed: int, turn: int | None 
             )
             shown.append(answer)
             read.append(reply)
-            level.append(np.array([pleased for pleased, _ in felt], np.int64))
         if drift.moves:
             state.take(everyone, day, said, np.full(users, 2.0 ** (-(day > 0) / drift.half_life)))
             belief = state.current()
         else:
             rows.append(said)
             belief = laplace_posterior(_together(rows), prior, model.lapse)
-    return _Curve(auc, np.array(shown), np.array(read), np.array(level), beliefs)
+    return _Curve(auc, np.array(shown), np.array(read), beliefs)
 
 
 def _together(rows: Sequence[Observations]) -> Observations:

@@ -67,7 +67,9 @@ def train(
 ) -> None:
     """Train a satisfaction scorer, and measure it on replies held out; an hour on two cores.
 
-    What was learned of emotions is kept in the cache: killed and run again, training goes on from there.
+    The reviews come from `pip download --no-deps --no-binary :all: vaderSentiment==3.3.2`, in an archive below
+    `additional_resources`. What was learned of emotions is kept in the cache: killed and run again, training goes on
+    from there.
     """
     from palate.encoders.cache import default_cache_dir
     from palate.satisfaction.augmentation import Augmentation
@@ -121,7 +123,7 @@ def score(
 ) -> None:
     """Read replies: adds `satisfaction`, `confidence` and `target` to each row.
 
-    A row needs `reply`; what else is in it stays.
+    A row needs `reply`; what else is in it stays, but for older readings under these names.
     """
     from palate.satisfaction.scorer import SatisfactionScorer
 
@@ -237,12 +239,19 @@ def _rows(file: Path, bad: list[str] | None) -> Iterator[dict[str, Any]]:
 
 def _fault(line: str) -> str | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_no_number)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "half of a surrogate pair, which is no character; write the whole character"
     except (ValueError, RecursionError):
         return "not JSON; write one object a line"
     if not isinstance(row, dict) or not isinstance(row.get("reply"), str):
         return "it has no reply, a string; add one"
     return None if row["reply"].strip() else "reply is empty; leave the row out"
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -254,5 +254,20 @@ class Reply(_Record):
     target: Literal["taste", "task", "both", "none"] | None = None
     confidence: _Share | None = None
 
+    def read_as(self, satisfaction: float, confidence: float, target: str) -> "Reply":
+        """With what a scorer read in it, where nothing was given: a label stays, and then has no confidence of it.
+
+        Args:
+            satisfaction: in [0, 1].
+            confidence: of that, in [0, 1].
+            target: what the feeling is on.
+        """
+        read: dict[str, object] = {}
+        if self.satisfaction is None:
+            read |= {"satisfaction": satisfaction, "confidence": confidence}
+        if self.target is None:
+            read["target"] = target
+        return self.model_copy(update=read)
+
 
 Record = Comparison | Rating | Reply

@@ -28,12 +28,13 @@ def reply_figures(lessons: Sequence[Lesson], read: Readings) -> dict[str, float]
         said = read.satisfaction[known]
         right = [read.target[i] == lessons[i].target for i in known]
         figures |= {
-            "spearman": float(spearmanr(true, said).statistic),
             "mae": float(np.mean(np.abs(true - said))),
             "target_accuracy": float(np.mean(right)),
             "ece": ece(read.pleased[known], true >= 0.5),
             "confidence": float(np.mean(read.confidence[known])),
         }
+        if np.ptp(true) and np.ptp(said):  # there is none of equal values
+            figures = {"spearman": float(spearmanr(true, said).statistic)} | figures
     groups: dict[str, list[int]] = {}
     for i in known:
         groups.setdefault(lessons[i].group, []).append(int(i))
@@ -54,7 +55,7 @@ def emotion_figures(lessons: Sequence[Lesson], read: Readings) -> dict[str, floa
     clear, sided = label > 0, (label == 1) | (label == 3)
     return {
         "accuracy": float(np.mean(read.emotions[clear, 1:].argmax(1) + 1 == label[clear])),
-        "accuracy_pos_neg": float(np.mean((read.emotions[sided, 3] > read.emotions[sided, 1]) == (label[sided] == 3))),
+        "accuracy_pos_neg": float(np.mean((read.valence[sided] > 0) == (label[sided] == 3))),
     }
 
 

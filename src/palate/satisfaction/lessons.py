@@ -81,8 +81,7 @@ def read_goemotions(folder: str | Path, split: str) -> list[Lesson]:
 def read_reviews(folder: str | Path) -> list[Lesson]:
     """Sentences of reviews of products and films, each with the mean valence that twenty people gave it.
 
-    The valence v, −4 to 4, becomes the satisfaction 0.5 + v / 6, and one of 0.75 or more to either side, or of less
-    than 0.25, an emotion too.
+    The valence v, −4 to 4, becomes the satisfaction 0.5 + v / 6, within [0, 1].
 
     Args:
         folder: with `amazonReviewSnippets_GroundTruth.txt` and `movieReviewSnippets_GroundTruth.txt` (Hutto & Gilbert
@@ -103,21 +102,12 @@ def read_reviews(folder: str | Path) -> list[Lesson]:
         for number, row in enumerate(rows, 1):
             try:
                 _, valence, text = row
-                lessons.append(_review(text, float(valence)))
+                lessons.append(Lesson(text, min(1.0, max(0.0, 0.5 + float(valence) / 6))))
             except ValueError:
                 raise InputError(
                     f"{path}, line {number}: not an id, a valence and a text between tabs; get the file anew"
                 ) from None
     return [lesson for lesson in lessons if lesson.text.strip()]
-
-
-def _review(text: str, valence: float) -> Lesson:
-    feeling = None
-    if abs(valence) >= 0.75:
-        feeling = frozenset(["positive" if valence > 0 else "negative"])
-    elif abs(valence) < 0.25:
-        feeling = frozenset(["neutral"])
-    return Lesson(text, min(1.0, max(0.0, 0.5 + valence / 6)), emotions=feeling)
 
 
 def read_replies(path: str | Path | None = None) -> list[Lesson]:
@@ -160,14 +150,14 @@ def _lesson(line: str, place: str) -> Lesson:
     if target is not None and target not in TARGETS:
         raise InputError(f"{place}: target {target!r} is not one of {', '.join(TARGETS)}; correct it")
     about = row.get("about")
-    if about is not None and about not in POLES:
+    if about is not None and (not isinstance(about, str) or about not in POLES):
         raise InputError(f"{place}: about {about!r} is no style pole; give one of {', '.join(POLES)}, or null")
     return Lesson(
         text, satisfaction, target, foreign=foreign, name=str(row.get("id", "")), about=about, kind=row.get("kind")
     )
 
 
-def with_contexts(lessons: Iterable[Lesson], seed: int, share: float = 0.1) -> list[Lesson]:
+def with_contexts(lessons: Iterable[Lesson], seed: int, share: float = 0.05) -> list[Lesson]:
     """Each lesson, that share of them beside one of the bundled answers that it may be a reply to.
 
     So the scorer learns to read a reply with and without what it answers: where the reply speaks of a pole, the answer

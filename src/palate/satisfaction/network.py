@@ -11,7 +11,7 @@ the second segment.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 from unicodedata import category, name
 
 import numpy as np
@@ -128,8 +128,7 @@ def sequences(tokenizer: "Tokenizer", replies: Sequence[str], contexts: Sequence
         replies: n texts.
         contexts: n pairs of prompt and completion that they answer; None where it is not known.
     """
-    vocabulary = tokenizer.get_vocab()
-    begin, end = vocabulary["[CLS]"], vocabulary["[SEP]"]
+    begin, end = (cast(int, tokenizer.token_to_id(mark)) for mark in ("[CLS]", "[SEP]"))
     known = [context for context in contexts if context is not None]
     texts = [*replies, *(prompt for prompt, _ in known), *(completion for _, completion in known)]
     encoded = [

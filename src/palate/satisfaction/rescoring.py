@@ -55,18 +55,19 @@ def biased(static: Floats, followed: Floats, share: float) -> Floats:
     return np.asarray((1 - share) * static + share * followed, np.float64)
 
 
-def follower_share(static_errors: Sequence[float], follower_errors: Sequence[float]) -> float:
-    """W in (0, 1), from recent errors against explicit feedback, each in [0, 1].
+def follower_share(static_squares: Sequence[float], follower_squares: Sequence[float]) -> float:
+    """W in (0, 1), from recent squared errors against explicit feedback, each less what chance alone makes of it.
 
     Example:
-        >>> round(follower_share([], []), 2), follower_share([0.5] * 20, []) > 0.6, follower_share([], [0.9] * 20) < 0.2
-        (0.38, True, True)
+        >>> round(follower_share([], []), 2), follower_share([0.25] * 20, []) > 0.6
+        (0.38, True)
     """
 
-    def square(errors: Sequence[float], before: float) -> float:
-        return (_PRIOR_COUNT * before**2 + float(np.sum(np.square(errors)))) / (_PRIOR_COUNT + len(errors))
+    def square(squares: Sequence[float], before: float) -> float:
+        # Chance taken off may leave less than nothing.
+        return max(_PRIOR_COUNT * before**2 + sum(squares), before**2) / (_PRIOR_COUNT + len(squares))
 
-    static, followed = square(static_errors, _STATIC_ERROR), square(follower_errors, _FOLLOWER_ERROR)
+    static, followed = square(static_squares, _STATIC_ERROR), square(follower_squares, _FOLLOWER_ERROR)
     return static / (static + followed)
 
 
@@ -114,9 +115,11 @@ def training_targets(
 
 
 def _errors(model: RewardModel, evidence: Sequence[Record], half_life: float | None) -> tuple[list[float], list[float]]:
-    """Errors of the scorer and of the follower against the latest explicit feedback.
+    """Squared errors of the scorer and of the follower against the latest explicit feedback.
 
-    The scorer's where a reply and a rating are of one answer; the follower's from everything else that was said.
+    The scorer's where a reply and a rating are of one answer; the follower's from everything else that was said. Of a
+    choice, which is 0 or 1, p (1 − p) is taken off: that much even a follower errs who knows the person through and
+    through.
     """
     read = {
         (as_text(r.prompt), as_text(r.completion)): r.satisfaction
@@ -126,16 +129,16 @@ def _errors(model: RewardModel, evidence: Sequence[Record], half_life: float | N
     said = heard(evidence)
     explicit = [i for i, r in enumerate(said) if isinstance(r, Comparison | Rating)][-RECENT:]
     static = [
-        abs(read[key] - record.score)
+        (read[key] - record.score) ** 2
         for record in (said[i] for i in explicit)
         if isinstance(record, Rating) and (key := (as_text(record.prompt), as_text(record.completion))) in read
     ]
-    followed = []
+    followed: list[float] = []
     if explicit:
         rows = model.observations(said)
         beliefs = without_each(model, evidence, explicit, half_life=half_life)
-        followed = [
-            abs(float(predict(belief, rows.v[i : i + 1], model.lapse)[0]) - float(rows.label[i]))
-            for i, belief in zip(explicit, beliefs, strict=True)
-        ]
+        for i, belief in zip(explicit, beliefs, strict=True):
+            p, label = float(predict(belief, rows.v[i : i + 1], model.lapse)[0]), float(rows.label[i])
+            chance = p * (1 - p) if isinstance(said[i], Comparison) and label in (0.0, 1.0) else 0.0
+            followed.append((p - label) ** 2 - chance)
     return static, followed

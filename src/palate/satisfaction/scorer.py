@@ -54,7 +54,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Temperatures:
-    """What the logits of each head are divided by, learned on replies held out."""
+    """What the logits of each head are divided by; of satisfaction and target learned on replies held out."""
 
     satisfaction: float = 1.0
     target: float = 1.0
@@ -90,6 +90,17 @@ class Readings:
     def pleased(self) -> Floats:
         """(n,) probability that the satisfaction is 0.5 or more."""
         return np.asarray(self.levels[:, _LEVELS >= 0.5].sum(axis=1), np.float64)
+
+    @property
+    def valence(self) -> Floats:
+        """(n,) log-odds that the feeling is a good one rather than a bad one, the mean of both readings of it.
+
+        Also of texts that are no replies: what the emotions say, and what the satisfaction says.
+        """
+        shown = np.clip(self.emotions, 1e-6, 1 - 1e-6)
+        odds = np.log(shown / (1 - shown))
+        pleased = np.clip(self.satisfaction, 0.01, 0.99)
+        return np.asarray((odds[:, 3] - odds[:, 1]) / 4 + np.log(pleased / (1 - pleased)) / 2, np.float64)
 
     @property
     def target(self) -> list[str]:
@@ -180,12 +191,7 @@ class SatisfactionScorer:
         for i, satisfaction, confidence, target in zip(
             unread, found.satisfaction.tolist(), found.confidence.tolist(), found.target, strict=True
         ):
-            known = replies[i]
-            reading = {"satisfaction": satisfaction, "confidence": confidence, "target": target}
-            kept = {name for name in ("satisfaction", "target") if getattr(known, name) is not None}
-            if "satisfaction" in kept:
-                kept.add("confidence")
-            out[i] = known.model_copy(update={name: value for name, value in reading.items() if name not in kept})
+            out[i] = replies[i].read_as(satisfaction, confidence, target)
         return out
 
     def _read(
@@ -375,7 +381,8 @@ Reads what somebody types back to an assistant: satisfaction in [0, 1], confiden
 
 {trained}
 
-GoEmotions (Demszky et al. 2020) is CC BY 4.0; the replies were written for Palate. Their labels are one reader's.
+GoEmotions (Demszky et al. 2020) is CC BY 4.0, the reviews (Hutto & Gilbert 2014) are MIT; the replies were written for
+Palate, each labelled by who wrote it.
 
 ## Figures
 

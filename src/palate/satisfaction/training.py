@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -59,6 +59,8 @@ class Recipe:
         decay: from layer to layer.
         batch: texts.
         mixed: comments mixed in for each reply.
+        emotion_average: of the moving average of the weights, what is kept at each step of the first step.
+        reply_average: the same in the second step.
         dropout: within the encoder.
         seed: same seed and lessons, same scorer.
     """
@@ -66,12 +68,14 @@ class Recipe:
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     emotion_epochs: int = 2
     averaged: int = 2
-    reply_epochs: int = 6
+    reply_epochs: int = 4
     emotion_rate: float = 1e-4
-    reply_rate: float = 1.2e-4
+    reply_rate: float = 1e-4
     decay: float = 0.85
-    batch: int = 32
-    mixed: float = 0.25
+    batch: int = 48
+    mixed: float = 0.6
+    emotion_average: float = 0.999
+    reply_average: float = 0.99
     dropout: float = 0.15
     seed: int = 0
 
@@ -131,8 +135,7 @@ def base_network(recipe: Recipe) -> tuple[Network, "Tokenizer"]:
     torch.manual_seed(recipe.seed)
     folder = find_model(recipe.encoder)
     config = read_config(folder)
-    # None on attention, which would keep torch from its fast kernels.
-    config.hidden_dropout_prob, config.attention_probs_dropout_prob = recipe.dropout, 0.0
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout
     with quiet():
         network = Network(load_model(folder, config))
     tokenizer = load_tokenizer(folder).backend_tokenizer
@@ -148,11 +151,13 @@ def learn_emotions(
     table = Lessons.of(tokenizer, comments)
     sizes = [len(ids) for ids in table.texts.ids]
 
+    pace = _Pace(recipe.emotion_rate, recipe.emotion_average, recipe.decay)
+
     def learned(seed: int) -> Network:
         rng = np.random.default_rng(seed)
         rows = np.arange(len(sizes))
         order = [b for _ in range(recipe.emotion_epochs) for b in _batches(sizes, rows, recipe.batch, rng)]
-        return _learn(network, table, order, recipe.emotion_rate, recipe.decay, seed, "Learning emotions", told)
+        return _learn(network, table, order, pace, seed, "Learning emotions", told)
 
     mean = AveragedModel(network)
     for number in range(recipe.averaged):
@@ -180,7 +185,8 @@ def learn_replies(
     network = copy.deepcopy(network)
     network.body.get_input_embeddings().weight.requires_grad_(False)
     order = [b for part in parts for b in _batches(sizes, np.r_[np.arange(len(replies)), part], recipe.batch, rng)]
-    return _learn(network, table, order, recipe.reply_rate, recipe.decay, recipe.seed, "Learning to read replies", told)
+    pace = _Pace(recipe.reply_rate, recipe.reply_average, recipe.decay)
+    return _learn(network, table, order, pace, recipe.seed, "Learning to read replies", told)
 
 
 def _batches(sizes: Sequence[int], rows: NDArray[np.int64], batch: int, rng: np.random.Generator) -> list[list[int]]:
@@ -193,12 +199,17 @@ def _batches(sizes: Sequence[int], rows: NDArray[np.int64], batch: int, rng: np.
     return [found[i] for i in rng.permutation(len(found))]
 
 
+class _Pace(NamedTuple):
+    rate: float
+    average: float
+    decay: float
+
+
 def _learn(
     network: Network,
     table: Lessons,
     order: Sequence[list[int]],
-    rate: float,
-    decay: float,
+    pace: _Pace,
     seed: int,
     stage: str,
     told: Stage | None,
@@ -208,15 +219,9 @@ def _learn(
 
     torch.manual_seed(seed)  # of the noise
     network = copy.deepcopy(network).train()
-    optimizer = torch.optim.AdamW(_groups(network, rate, decay), fused=True)
+    optimizer = torch.optim.AdamW(_groups(network, pace.rate, pace.decay), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(order) // 16, len(order))
-    # About the last tenth of the way counts.
-    average = AveragedModel(
-        network,
-        multi_avg_fn=get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
-            1 - min(1.0, 10 / max(len(order), 10))
-        ),
-    )
+    mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(pace.average))  # type: ignore[no-untyped-call]
     for step, rows in enumerate(order, 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
             said = network(*table.texts.batch(rows))
@@ -226,10 +231,10 @@ def _learn(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        average.update_parameters(network)
+        mean.update_parameters(network)
         if told:
             told(stage, step, len(order))
-    return cast(Network, average.module.eval())
+    return cast(Network, mean.module.eval())
 
 
 _HALF = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -265,7 +270,8 @@ def remembered_emotions(
     told: Stage | None = None,
 ) -> Network:
     """As `learn_emotions`, from where it was kept in a folder if the same was learned before."""
-    digest = sha256(repr((_HALF, replace(recipe, reply_epochs=0, reply_rate=0.0, mixed=0.0))).encode())
+    first_step = replace(recipe, reply_epochs=0, reply_rate=0.0, reply_average=0.0, mixed=0.0)
+    digest = sha256(repr((_HALF, first_step)).encode())
     for lesson in comments:
         digest.update(repr((lesson.text, lesson.satisfaction, sorted(lesson.emotions or ()))).encode())
     path = folder / f"emotions-{digest.hexdigest()[:16]}.safetensors"
@@ -305,9 +311,9 @@ def train(
     Raises:
         InputError: there are fewer than two groups of replies with labels, or no comments.
     """
-    if len({lesson.group for lesson in replies}) < 2 or not comments:
+    if len({lesson.group for lesson in replies if not lesson.foreign}) < 2 or not comments:
         raise InputError(
-            f"There are {len(replies)!r} replies and {len(comments)!r} comments; give two and one at least"
+            f"There are {len(replies)!r} replies and {len(comments)!r} comments; give two with labels and one at least"
         )
     network, tokenizer = base_network(recipe)
     if remember is None:

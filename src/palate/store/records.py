@@ -41,9 +41,10 @@ class StoredEvidence:
     Attributes:
         id: unique among this person's evidence.
         created_at: when it was said, UTC; when it was stored, where the record did not say.
-        record: what was said, with `user_id` and `created_at`.
+        record: what was said, with `user_id` and `created_at`; a reply as it was last read.
         query_id: the query that it answers, if any.
         withdrawn: whether it counts no more.
+        given: the record as it came, without what was read in it.
     """
 
     id: str
@@ -51,6 +52,7 @@ class StoredEvidence:
     record: Record
     query_id: str | None
     withdrawn: bool
+    given: Record
 
 
 @dataclass(frozen=True)

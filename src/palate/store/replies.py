@@ -7,7 +7,7 @@ killed and run again, and two at once do no harm.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from palate.satisfaction.augmentation import Augmentation
 from palate.satisfaction.follower import HeadSettings, RewardFollower, SharedHead
 from palate.satisfaction.replay import Experience, slot
 from palate.satisfaction.rescoring import Target, biased, training_targets
-from palate.satisfaction.scorer import Readings, SatisfactionScorer
+from palate.satisfaction.scorer import Floats, Readings, SatisfactionScorer
 from palate.store import rows
 from palate.store import tables as t
 from palate.store.database import READ, WRITE
@@ -30,6 +30,8 @@ from palate.store.repository import Store
 _BATCH = 200  # people at a time
 PER_USER, OVERALL = 32, 4_096
 """Records that the replay memory keeps of each person, and of all together beside those."""
+KEPT = 50
+"""Scores that are kept of an example, the latest."""
 _COMMON = "*"
 
 
@@ -59,11 +61,11 @@ class StoredReplay:
         owners = sorted(
             self._db.scalars(sa.select(t.reservoir.c.owner).where(mine, t.reservoir.c.owner != _COMMON)), key=int
         )
-        found = []
+        found: dict[tuple[int, str], Experience] = {}
         for who in rng.permutation(len(owners))[: count // 2]:
-            found += self._some(owners[who], 1, rng)
-        found += self._some(_COMMON, count - len(found), rng)
-        return list({(record.user, record.key): record for record in found}.values())
+            found |= self._some(owners[who], 1, rng)
+        found |= self._some(_COMMON, count - len(found), rng)
+        return list(found.values())
 
     def forget(self, user: str) -> int:
         """Drop all of a person's."""
@@ -83,10 +85,8 @@ class StoredReplay:
         mine = self._of(t.reservoir) & (t.reservoir.c.owner == owner)
         seen = self._db.scalar(sa.select(t.reservoir.c.seen).where(mine))
         if seen is None:
-            self._db.execute(
-                t.reservoir.insert().values(fingerprint=self._fingerprint, owner=owner, seen=0, user_id=of)
-            )
-        seen = seen or 0
+            seen = 0
+            rows.insert_if_absent(self._db, t.reservoir, fingerprint=self._fingerprint, owner=owner, seen=0, user_id=of)
         # By what was seen before, not by a running generator: the same stream is kept alike in any number of sittings.
         place = slot(seen, size, np.random.default_rng([self._seed, seen, of or 0]))
         self._db.execute(t.reservoir.update().where(mine).values(seen=seen + 1))
@@ -108,14 +108,15 @@ class StoredReplay:
             )
         )
 
-    def _some(self, owner: str, count: int, rng: np.random.Generator) -> list[Experience]:
+    def _some(self, owner: str, count: int, rng: np.random.Generator) -> dict[tuple[int, str], Experience]:
+        """Some of an owner's records, by person and key."""
         mine = self._of(t.replay) & (t.replay.c.owner == owner)
         slots = self._db.scalars(sa.select(t.replay.c.slot).where(mine).order_by(t.replay.c.slot)).all()
         drawn = [slots[i] for i in rng.permutation(len(slots))[:count]]
         names = {number: name for name, number in self._users.items()}
         found = self._db.execute(sa.select(t.replay).where(mine, t.replay.c.slot.in_(drawn)).order_by(t.replay.c.slot))
-        return [
-            Experience(
+        return {
+            (row.user_id, row.key): Experience(
                 names.get(row.user_id, str(row.user_id)),
                 row.key,
                 t.unpack(row.phi, (-1,)),
@@ -124,7 +125,7 @@ class StoredReplay:
                 row.weight,
             )
             for row in found
-        ]
+        }
 
 
 @dataclass(frozen=True)
@@ -173,152 +174,195 @@ class Rescorer:
         """Make examples of a person's new replies, and let the shared head learn from them; how many there were."""
         evidence = self.store.evidence(user)
         with self.store.database.transaction(READ) as db:
-            known = set(db.scalars(sa.select(t.example.c.evidence_id).where(t.example.c.user_id == user.id)))
+            known = self._learned(db, user)
+            head = self._head(db)
         new = [said for said in evidence if isinstance(said.record, Reply) and said.id not in known]
         if not new:
             return 0
         families = {said.id: self._family(said.record) for said in new if isinstance(said.record, Reply)}
-        read = self._read(evidence, {name: readings for name, (_, readings) in families.items()})
+        read = _read(evidence, {name: readings for name, (_, readings) in families.items()})
+        targets = training_targets(RewardFollower(self.model, head), read, half_life=user.half_life_days)
+        phi = self.model.centred(
+            [said.record.prompt for said in new],
+            [said.record.completion for said in new if isinstance(said.record, Reply)],
+        )
+        place = {said.id: i for i, said in enumerate(new)}
+        # All that takes long was done before: others wait while this one writes.
         with self.store.database.transaction(WRITE) as db:
             rows.lock(db, user.id)
-            head = self._head(db)
-            targets = training_targets(RewardFollower(self.model, head), read, half_life=user.half_life_days)
+            head = self._head(db, lock=True)
+            taken = self._learned(db, user) | self._withdrawn(db, user)
             records: list[Experience] = []
-            for said, record, target in zip(evidence, read, targets, strict=True):
-                if said.id not in families or target is None or not isinstance(record, Reply):
+            count = 0
+            for said, target in zip(evidence, targets, strict=True):
+                if said.id not in families or target is None or said.id in taken:
                     continue
-                # Somebody else may have taken it in since.
-                if db.scalar(sa.select(sa.func.count()).where(_about(t.example, user, said.id))):
-                    continue
+                count += 1
                 texts, readings = families[said.id]
-                phi = self.model.centred([record.prompt], [record.completion])[0]
-                values = biased(readings.satisfaction, np.full(len(texts), target.followed), target.share)
+                static = _static(said, readings)
+                values = biased(static, np.full(len(texts), target.followed), target.share)
                 for number, ((text, how), value) in enumerate(zip(texts, values.tolist(), strict=True)):
-                    db.execute(
-                        t.example.insert().values(
-                            user_id=user.id,
-                            evidence_id=said.id,
-                            number=number,
-                            how=how,
-                            text=text,
-                            weight=1 / len(texts),
-                        )
+                    # Another model may have learned from it before; then its children are what they were.
+                    rows.insert_if_absent(
+                        db,
+                        t.example,
+                        user_id=user.id,
+                        evidence_id=said.id,
+                        number=number,
+                        how=how,
+                        text=text,
+                        weight=1 / len(texts),
                     )
                     key = f"{said.id}#{number}"
-                    records.append(Experience(user.external_id, key, phi, target.own, value, 1 / len(texts)))
-            head.learn(records, StoredReplay(db, self.model.fingerprint, {user.external_id: user.id}, self.head.seed))
-            self._keep(db, head)
-        return len(families)
+                    records.append(
+                        Experience(user.external_id, key, phi[place[said.id]], target.own, value, 1 / len(texts))
+                    )
+                learned = {"fingerprint": self.model.fingerprint, "user_id": user.id, "evidence_id": said.id}
+                db.execute(t.learned.insert().values(learned))
+            if records:
+                names = {user.external_id: user.id}
+                head.learn(records, StoredReplay(db, self.model.fingerprint, names, self.head.seed))
+                self._keep(db, head)
+        return count
 
     def score(self, user: User) -> int:
-        """Score a person's examples by today's scorer, follower and evidence; how many were not up to date."""
+        """Score a person's examples by today's scorer, follower and evidence; how many were not up to date.
+
+        What changes meanwhile is left for the next time.
+        """
         changes = self.store.evidence_changes(user)
         evidence = self.store.evidence(user)
         with self.store.database.transaction(READ) as db:
             head = self._head(db)
-            version = self._version(head, changes)
-            stale = sa.select(t.example).where(t.example.c.user_id == user.id)
-            examples = [row for row in db.execute(stale.order_by(t.example.c.evidence_id, t.example.c.number))]
-            scored = sa.select(t.score.c.evidence_id, t.score.c.number).where(
-                t.score.c.user_id == user.id, t.score.c.version == version
-            )
-            current = {(row.evidence_id, row.number) for row in db.execute(scored)}
-        here = {said.id: said.record for said in evidence if isinstance(said.record, Reply)}
-        todo = [row for row in examples if (row.evidence_id, row.number) not in current and row.evidence_id in here]
+            version = self._version(head, user, changes)
+            wanted = sa.select(t.example).where(t.example.c.user_id == user.id)
+            examples = db.execute(wanted.order_by(t.example.c.evidence_id, t.example.c.number)).all()
+            history = sa.select(t.score).where(t.score.c.user_id == user.id).order_by(t.score.c.seq)
+            last = {(row.evidence_id, row.number): row.version for row in db.execute(history)}
+        here = {said.id: said for said in evidence if isinstance(said.record, Reply)}
+        todo = [
+            row for row in examples if row.evidence_id in here and last.get((row.evidence_id, row.number)) != version
+        ]
         if not todo:
             return 0
         parents = [row for row in examples if row.number == 0 and row.evidence_id in here]
-        readings = self._score([row.text for row in [*todo, *parents]])
+        readings = self.scorer.score([row.text for row in [*todo, *parents]])
         own = {row.evidence_id: readings[np.array([len(todo) + i])] for i, row in enumerate(parents)}
-        read = self._read(evidence, own)
-        targets = training_targets(RewardFollower(self.model, head), read, half_life=user.half_life_days)
+        targets = training_targets(
+            RewardFollower(self.model, head), _read(evidence, own), half_life=user.half_life_days
+        )
         target_of = {said.id: target for said, target in zip(evidence, targets, strict=True)}
         with self.store.database.transaction(WRITE) as db:
-            rows.lock(db, user.id)
+            owner = rows.lock(db, user.id)
+            now = self._version(self._head(db), rows.to_user(owner), rows.changes(db, user.id))
+            if now != version:
+                return 0
             for place, row in enumerate(todo):
                 target = target_of[row.evidence_id]
                 if target is not None:
-                    self._save(db, user, row, version, readings, place, target)
+                    self._save(db, here[row.evidence_id], row, version, readings[np.array([place])], target)
         return len(todo)
 
     def _save(
         self,
         db: Connection,
-        user: User,
+        said: StoredEvidence,
         row: sa.Row[tuple[object, ...]],
         version: str,
-        readings: Readings,
-        place: int,
+        reading: Readings,
         target: Target,
     ) -> None:
-        mine = _about(t.score, user, row.evidence_id) & (t.score.c.number == row.number)
-        static = float(readings.satisfaction[place])
-        rows.insert_if_absent(
-            db,
-            t.score,
-            user_id=user.id,
-            evidence_id=row.evidence_id,
-            number=row.number,
-            version=version,
-            seq=(db.scalar(sa.select(sa.func.max(t.score.c.seq)).where(mine)) or 0) + 1,
-            scorer=self.scorer.revision,
-            satisfaction=static,
-            confidence=float(readings.confidence[place]),
-            target=readings.target[place],
-            followed=target.followed,
-            share=target.share,
-            training_target=(1 - target.share) * static + target.share * target.followed,
-            scored_at=rows.now(),
+        mine = (
+            (t.score.c.user_id == row.user_id) & (t.score.c.evidence_id == said.id) & (t.score.c.number == row.number)
         )
+        last = db.execute(sa.select(t.score).where(mine).order_by(t.score.c.seq.desc()).limit(1)).one_or_none()
+        seq = 1 if last is None else last.seq + 1
+        read = {
+            "satisfaction": float(reading.satisfaction[0]),
+            "confidence": float(reading.confidence[0]),
+            "target": reading.target[0],
+        }
+        # The same version comes again where a scorer is taken back; and not every score is worth keeping for ever.
+        db.execute(t.score.delete().where(mine, (t.score.c.version == version) | (t.score.c.seq <= seq - KEPT)))
+        db.execute(
+            t.score.insert().values(
+                user_id=row.user_id,
+                evidence_id=said.id,
+                number=row.number,
+                version=version,
+                seq=seq,
+                scorer=self.scorer.revision,
+                **read,
+                followed=target.followed,
+                share=target.share,
+                training_target=float(biased(_static(said, reading), np.array([target.followed]), target.share)[0]),
+                scored_at=rows.now(),
+            )
+        )
+        if row.number == 0 and (last is None or any(getattr(last, name) != value for name, value in read.items())):
+            db.execute(t.user.update().where(t.user.c.id == row.user_id).values(readings=t.user.c.readings + 1))
 
     def _family(self, reply: Reply) -> tuple[list[tuple[str, str]], Readings]:
         """A reply and the children that are kept, with what is read in each."""
         texts = [(reply.reply, "typed")]
         if self.augmentation is not None:
             texts += [(child.text, child.how) for child in self.augmentation.children(reply.reply)]
-        readings = self._score([text for text, _ in texts])
+        readings = self.scorer.score([text for text, _ in texts])
         keeps = np.ones(len(texts), np.bool_)
         if self.augmentation is not None:
             keeps[1:] = self.augmentation.keeps(float(readings.satisfaction[0]), readings.satisfaction[1:])
         kept = np.flatnonzero(keeps)
         return [texts[i] for i in kept], readings[kept]
 
-    def _score(self, texts: Sequence[str]) -> Readings:
-        return self.scorer.score(texts)
+    def _learned(self, db: Connection, user: User) -> set[str]:
+        mine = (t.learned.c.fingerprint == self.model.fingerprint) & (t.learned.c.user_id == user.id)
+        return set(db.scalars(sa.select(t.learned.c.evidence_id).where(mine)))
 
-    def _read(self, evidence: Sequence[StoredEvidence], own: dict[str, Readings]) -> list[Record]:
-        """A person's evidence with today's readings in place of older ones."""
-        out: list[Record] = []
-        for said in evidence:
-            record = said.record
-            if said.id in own and isinstance(record, Reply):
-                found = own[said.id]
-                record = record.model_copy(
-                    update={
-                        "satisfaction": float(found.satisfaction[0]),
-                        "confidence": float(found.confidence[0]),
-                        "target": found.target[0],
-                    }
-                )
-            out.append(record)
-        return out
+    def _withdrawn(self, db: Connection, user: User) -> set[str]:
+        mine = (t.evidence.c.user_id == user.id) & t.evidence.c.withdrawn
+        return set(db.scalars(sa.select(t.evidence.c.id).where(mine)))
 
-    def _head(self, db: Connection) -> SharedHead:
+    def _head(self, db: Connection, *, lock: bool = False) -> SharedHead:
         head = SharedHead(self.model.n_rewards, self.head)
-        mine = t.shared_head.c.fingerprint == self.model.fingerprint
-        if state := db.scalar(sa.select(t.shared_head.c.state).where(mine).with_for_update()):
-            head.restore(state)
+        state = sa.select(t.shared_head.c.state).where(t.shared_head.c.fingerprint == self.model.fingerprint)
+        if lock:
+            # First a row that can be locked: of two writers of a new head the second goes on from the first.
+            self._keep(db, head, over=False)
+            state = state.with_for_update()
+        if kept := db.scalar(state):
+            head.restore(kept)
         return head
 
-    def _keep(self, db: Connection, head: SharedHead) -> None:
+    def _keep(self, db: Connection, head: SharedHead, *, over: bool = True) -> None:
         values = {"state": head.state(), "steps": head.steps, "updated_at": rows.now()}
         fingerprint = self.model.fingerprint
         rows.insert_if_absent(db, t.shared_head, fingerprint=fingerprint, **values)
-        db.execute(t.shared_head.update().where(t.shared_head.c.fingerprint == fingerprint).values(**values))
+        if over:
+            db.execute(t.shared_head.update().where(t.shared_head.c.fingerprint == fingerprint).values(**values))
 
-    def _version(self, head: SharedHead, changes: int) -> str:
-        parts = (self.scorer.revision, self.model.fingerprint, head.revision, str(changes))
-        return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
+    def _version(self, head: SharedHead, user: User, changes: int) -> str:
+        parts = (self.scorer.revision, self.model.fingerprint, head.revision, changes, user.half_life_days)
+        return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def _read(evidence: Sequence[StoredEvidence], own: Mapping[str, Readings]) -> list[Record]:
+    """A person's evidence with today's readings in place of older ones."""
+    out: list[Record] = []
+    for said in evidence:
+        record = said.record
+        if said.id in own and isinstance(said.given, Reply):
+            found = own[said.id]
+            record = said.given.read_as(float(found.satisfaction[0]), float(found.confidence[0]), found.target[0])
+        out.append(record)
+    return out
+
+
+def _static(said: StoredEvidence, readings: Readings) -> Floats:
+    """(n,) satisfaction of a reply and its children, which is the label where there is one."""
+    given = said.given
+    if isinstance(given, Reply) and given.satisfaction is not None:
+        return np.full(len(readings.satisfaction), given.satisfaction)
+    return readings.satisfaction
 
 
 def scores(store: Store, user: User, evidence_id: str) -> list[StoredScore]:

@@ -228,11 +228,11 @@ class Store:
         return sorted(found, key=lambda evidence: (evidence.created_at, evidence.id))
 
     def evidence_count(self, user: User) -> int:
-        """How often a user's evidence has changed: by each append, each withdrawal, and each reading of a reply.
+        """How often a user's evidence has changed: by each append, each withdrawal, and each new reading of a reply.
 
         While it stays the same, so does the evidence, and so does a posterior. Read it before the evidence.
         """
-        read = sa.select(sa.func.count()).where(t.score.c.user_id == user.id, t.score.c.number == 0)
+        read = sa.select(t.user.c.readings).where(t.user.c.id == user.id)
         with self.database.transaction(READ) as db:
             return rows.changes(db, user.id) + (db.scalar(read) or 0)
 

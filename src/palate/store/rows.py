@@ -109,13 +109,10 @@ def changes(db: Connection, user_id: int) -> int:
     return db.scalar(sa.select(counted).where(t.evidence.c.user_id == user_id)) or 0
 
 
-def readings(db: Connection, user_id: int) -> dict[str, dict[str, object]]:
-    """What was last read in each of a user's replies, by the evidence's id."""
+def readings(db: Connection, user_id: int) -> dict[str, sa.Row[Any]]:
+    """What was last read in each of a user's replies, by the evidence's id: satisfaction, confidence, target."""
     wanted = sa.select(t.score).where(t.score.c.user_id == user_id, t.score.c.number == 0).order_by(t.score.c.seq)
-    return {
-        row.evidence_id: {"satisfaction": row.satisfaction, "confidence": row.confidence, "target": row.target}
-        for row in db.execute(wanted)
-    }
+    return {row.evidence_id: row for row in db.execute(wanted)}
 
 
 def drop_examples(db: Connection, user_id: int, evidence_id: str) -> None:
@@ -124,7 +121,8 @@ def drop_examples(db: Connection, user_id: int, evidence_id: str) -> None:
     keys = [f"{evidence_id}#{number}" for number in db.scalars(sa.select(t.example.c.number).where(mine))]
     db.execute(t.replay.delete().where(t.replay.c.user_id == user_id, t.replay.c.key.in_(keys)))
     db.execute(t.example.delete().where(mine))
-    db.execute(t.score.delete().where(t.score.c.user_id == user_id, t.score.c.evidence_id == evidence_id))
+    for table in (t.score, t.learned):
+        db.execute(table.delete().where(table.c.user_id == user_id, table.c.evidence_id == evidence_id))
 
 
 def to_score(row: sa.Row[Any]) -> StoredScore:
@@ -145,11 +143,13 @@ def to_score(row: sa.Row[Any]) -> StoredScore:
     )
 
 
-def to_evidence(row: sa.Row[Any], user: User, reading: Mapping[str, object] | None = None) -> StoredEvidence:
-    """A row of evidence as a record; what the person labelled themselves goes before what was read."""
-    said = {**(reading or {}), **row.payload, "user_id": user.external_id, "created_at": row.created_at}
-    record = _RECORDS[row.kind].model_validate(said)
-    return StoredEvidence(row.id, row.created_at, record, row.query_id, row.withdrawn)
+def to_evidence(row: sa.Row[Any], user: User, reading: sa.Row[Any] | None = None) -> StoredEvidence:
+    """A row of evidence as a record, with what was read in it."""
+    said = {**row.payload, "user_id": user.external_id, "created_at": row.created_at}
+    given = record = _RECORDS[row.kind].model_validate(said)
+    if reading is not None and isinstance(given, Reply):
+        record = given.read_as(reading.satisfaction, reading.confidence, reading.target)
+    return StoredEvidence(row.id, row.created_at, record, row.query_id, row.withdrawn, given)
 
 
 def to_query(row: sa.Row[Any]) -> StoredQuery:

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in migrations/versions: a database that is there already needs no Alembic to be opened.
-HEAD = "0003"
+HEAD = "0004"
 
 MAX_EXTERNAL_ID = 256
 
@@ -93,6 +93,7 @@ user = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("paused", Boolean, nullable=False, server_default=false()),
     Column("half_life_days", Double),
+    Column("readings", Integer, nullable=False, server_default="0"),  # how often what was read in a reply changed
     UniqueConstraint("tenant_id", "external_id"),
     # The id of someone forgotten is never given again: whoever still holds it must not reach another person.
     sqlite_autoincrement=True,
@@ -211,6 +212,15 @@ shared_head = Table(
     Column("state", LargeBinary, nullable=False),
     Column("steps", Integer, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+)
+
+# The replies that a model's shared head has learned from.
+learned = Table(
+    "learned",
+    metadata,
+    Column("fingerprint", ForeignKey("model.fingerprint"), primary_key=True),
+    Column("user_id", ForeignKey("user.id"), primary_key=True),
+    Column("evidence_id", String(256), primary_key=True),
 )
 
 reservoir = Table(
