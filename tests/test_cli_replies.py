@@ -125,7 +125,7 @@ def test_replies_are_rescored_and_move_what_is_explained(tmp_path):
     url = f"sqlite:///{tmp_path / 'palate.db'}"
     with Store.open(url) as store:
         ann = store.ensure_user("ann")
-        for number, text in enumerate(["love the tone", "What a dull tone, I hated it", "and on a Mac?"]):
+        for number, text in enumerate(["love the tone", "The tone is dull, I hated it", "and on a Mac?"]):
             answer = ANSWERS[number]
             said = Reply(user_id="ann", prompt=answer.prompt, completion=answer.text, reply=text)
             store.append(ann, said)
@@ -149,7 +149,7 @@ def test_a_fit_reads_replies_and_says_what_says_nothing_of_taste(tmp_path):
     typed = [
         Reply(user_id=row.user_id, prompt=answer.prompt, completion=answer.text, reply=text)
         for row, text in zip(
-            some_people()[:61:30], ["love the tone", "What a dull tone, I hated it", "what time is it?"], strict=True
+            some_people()[:61:30], ["love the tone", "The tone is dull, I hated it", "what time is it?"], strict=True
         )
     ]
     file = write(tmp_path / "all.jsonl", [*some_people(), *typed])

@@ -38,6 +38,7 @@ REPLIES = [
         Lesson(f"{BAD} {'and ' * (i % 5)}to {i}", 0.0, "task", name=f"u{2 * i + 1}"),
     )
 ]
+FOREIGN = [Lesson("hallo", foreign=True, name="f1"), Lesson("danke", foreign=True, name="f2")]
 COMMENTS = [
     Lesson(text, emotions=frozenset([emotion]))
     for i in range(16)
@@ -114,9 +115,11 @@ def test_a_context_shows_the_pole_that_the_reply_speaks_of():
     assert with_contexts(lessons, seed=0, share=0.0) == lessons
 
 
-@pytest.mark.parametrize(("replies", "comments"), [([], COMMENTS), (REPLIES[:1], COMMENTS), (REPLIES, [])])
+@pytest.mark.parametrize(
+    ("replies", "comments"), [([], COMMENTS), (REPLIES[:1], COMMENTS), (FOREIGN, COMMENTS), (REPLIES, [])]
+)
 def test_too_little_to_learn_from_is_said(replies, comments):
-    with pytest.raises(InputError, match="give two and one at least"):
+    with pytest.raises(InputError, match="give two replies with labels and one comment at least"):
         train(replies, comments, recipe())
 
 

@@ -2,7 +2,7 @@
 
 | head | classes | learned from |
 | --- | --- | --- |
-| satisfaction | five levels of [0, 1] | replies with a known satisfaction; uniform for languages it does not know |
+| satisfaction | five levels of [0, 1] | replies, and sentences of reviews; uniform for languages it does not know |
 | target | taste, task, both, none | replies that say what the feeling is on |
 | emotion | ambiguous, negative, neutral, positive, each by itself | GoEmotions, grouped (Demszky et al. 2020) |
 

@@ -59,7 +59,7 @@ class Recipe:
         decay: from layer to layer.
         batch: texts.
         mixed: comments mixed in for each reply.
-        emotion_average: of the moving average of the weights, what is kept at each step of the first step.
+        emotion_average: share of the first step's way that the moving average of the weights looks back over.
         reply_average: the same in the second step.
         dropout: within the encoder.
         seed: same seed and lessons, same scorer.
@@ -74,8 +74,8 @@ class Recipe:
     decay: float = 0.85
     batch: int = 48
     mixed: float = 0.6
-    emotion_average: float = 0.999
-    reply_average: float = 0.99
+    emotion_average: float = 0.38
+    reply_average: float = 0.12
     dropout: float = 0.15
     seed: int = 0
 
@@ -221,7 +221,8 @@ def _learn(
     network = copy.deepcopy(network).train()
     optimizer = torch.optim.AdamW(_groups(network, pace.rate, pace.decay), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(order) // 16, len(order))
-    mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(pace.average))  # type: ignore[no-untyped-call]
+    kept = 1 - min(1.0, 1 / (pace.average * len(order)))
+    mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(kept))  # type: ignore[no-untyped-call]
     for step, rows in enumerate(order, 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
             said = network(*table.texts.batch(rows))
@@ -313,7 +314,7 @@ def train(
     """
     if len({lesson.group for lesson in replies if not lesson.foreign}) < 2 or not comments:
         raise InputError(
-            f"There are {len(replies)!r} replies and {len(comments)!r} comments; give two with labels and one at least"
+            f"There are {len(replies)!r} replies and {len(comments)!r} comments; give two replies with labels and one comment at least"
         )
     network, tokenizer = base_network(recipe)
     if remember is None:

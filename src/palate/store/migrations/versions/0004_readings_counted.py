@@ -18,4 +18,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["fingerprint"], ["model.fingerprint"], name="fk_learned_fingerprint"),
         sa.ForeignKeyConstraint(["user_id"], ["user.id"], name="fk_learned_user_id"),
     )
-    op.execute("DELETE FROM posterior")  # each is a function of the evidence at a count that is counted anew
+    # Posteriors that are kept name the count that they were computed at.
+    read = 'SELECT COUNT(*) FROM score WHERE score.user_id = "user".id AND score.number = 0'
+    op.execute(f'UPDATE "user" SET readings = ({read})')
