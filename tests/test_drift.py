@@ -15,6 +15,7 @@ from palate.rewards.drift import (
     REVERSAL,
     WINDOW,
     Drift,
+    Filter,
     elapsed_days,
     follow,
     learn_half_life,
@@ -201,3 +202,14 @@ def test_what_must_be_above_nothing(values, name):
     with pytest.raises(InputError) as caught:
         Drift(*values)
     assert str(caught.value) == f"{name} {bad!r} is not above 0; give a positive number, or infinity for none"
+
+
+@PRIORS
+def test_what_is_taken_later_does_not_change_a_belief_that_was_given_out(prior):
+    said, _ = rows(users=4, each=1)
+    state = Filter(prior, 4, 0.03, Drift(half_life=5.0))
+    before = state.current()
+    first = before.parts.mean.copy()
+    state.take(np.arange(4), 0, said, np.ones(4))
+    assert_array_equal(before.parts.mean, first)
+    assert not np.array_equal(state.current().parts.mean, first)

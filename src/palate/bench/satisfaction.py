@@ -96,7 +96,8 @@ def _public(scorer: SatisfactionScorer, data: Path, quick: bool, told: Stage) ->
     if (data / "sentiment140").is_dir():
         told("Sentiment140", 0, 1)
         texts, positive = _tweets(data / "sentiment140" / "test.jsonl")
-        figures["sentiment140.accuracy"] = float(np.mean((scorer.score(texts).valence > 0) == positive))
+        emotions = scorer.score(texts).emotions
+        figures["sentiment140.accuracy"] = float(np.mean((emotions[:, 3] > emotions[:, 1]) == positive))
     if (data / "uss").is_dir():
         found = left_out(data / "uss", scorer, quick=quick, told=told)
         figures |= {f"uss.{name}": value for name, value in found.items()}

@@ -205,10 +205,10 @@ class Filter:
         self.since = np.zeros(users, np.int64)
 
     def current(self) -> Belief:
-        """Everybody's belief, of the prior's kind."""
+        """Everybody's belief, of the prior's kind; what is taken later does not change it."""
         if isinstance(self.prior, Gaussian):
-            return Gaussian(self.mean[:, 0, 0], self.cov[:, 0, 0])
-        return Mixture(self.weights[:, 0], Gaussian(self.mean[:, 0], self.cov[:, 0]))
+            return Gaussian(self.mean[:, 0, 0].copy(), self.cov[:, 0, 0].copy())
+        return Mixture(self.weights[:, 0].copy(), Gaussian(self.mean[:, 0].copy(), self.cov[:, 0].copy()))
 
     def take(self, who: Ints, place: int, said: Observations, keep: Floats) -> Floats:
         """Relax, foretell and learn one row of each of `who`; returns (W,) nats at which slot 0 foretold them."""

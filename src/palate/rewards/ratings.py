@@ -35,7 +35,8 @@ class RatingScale:
 
 
 READINGS = RatingScale(slope=0.73, weight=3.0, generosity=1.15)
-"""How replies speak where a fit had none to learn it from: as those of the bundled people do (docs/log.md).
+"""How replies speak where a fit had none to learn it from: as those of the bundled people did with the first
+scorer that shipped (docs/log.md).
 
 Part of what a model's fingerprint stands for: another value would need another format of the folder."""
 

@@ -55,7 +55,7 @@ def emotion_figures(lessons: Sequence[Lesson], read: Readings) -> dict[str, floa
     clear, sided = label > 0, (label == 1) | (label == 3)
     return {
         "accuracy": float(np.mean(read.emotions[clear, 1:].argmax(1) + 1 == label[clear])),
-        "accuracy_pos_neg": float(np.mean((read.valence[sided] > 0) == (label[sided] == 3))),
+        "accuracy_pos_neg": float(np.mean((read.emotions[sided, 3] > read.emotions[sided, 1]) == (label[sided] == 3))),
     }
 
 

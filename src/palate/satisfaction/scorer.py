@@ -92,17 +92,6 @@ class Readings:
         return np.asarray(self.levels[:, _LEVELS >= 0.5].sum(axis=1), np.float64)
 
     @property
-    def valence(self) -> Floats:
-        """(n,) log-odds that the feeling is a good one rather than a bad one, the mean of both readings of it.
-
-        Also of texts that are no replies: what the emotions say, and what the satisfaction says.
-        """
-        shown = np.clip(self.emotions, 1e-6, 1 - 1e-6)
-        odds = np.log(shown / (1 - shown))
-        pleased = np.clip(self.satisfaction, 0.01, 0.99)
-        return np.asarray((odds[:, 3] - odds[:, 1]) / 4 + np.log(pleased / (1 - pleased)) / 2, np.float64)
-
-    @property
     def target(self) -> list[str]:
         """The likeliest target of each."""
         return [TARGETS[i] for i in self.targets.argmax(axis=1)]

@@ -314,7 +314,8 @@ def train(
     """
     if len({lesson.group for lesson in replies if not lesson.foreign}) < 2 or not comments:
         raise InputError(
-            f"There are {len(replies)!r} replies and {len(comments)!r} comments; give two replies with labels and one comment at least"
+            f"There are {len(replies)!r} replies and {len(comments)!r} comments; "
+            "give two replies with labels and one comment at least"
         )
     network, tokenizer = base_network(recipe)
     if remember is None:
