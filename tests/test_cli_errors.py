@@ -28,7 +28,7 @@ COMMANDS = {
         ),
     ]
     for command in commands
-    if command.callback and (name := f"{group}{command.callback.__name__}")
+    if command.callback and (name := f"{group}{command.name or command.callback.__name__}")
 }
 by_command = pytest.mark.parametrize("command", COMMANDS)
 
@@ -44,11 +44,15 @@ def test_the_commands():
         "rank",
         "explain",
         "refit",
+        "chat",
         "bench",
         "replies train",
         "replies score",
         "replies evaluate",
         "replies rescore",
+        "train value-head",
+        "study make",
+        "study score",
     ]
 
 

@@ -55,11 +55,12 @@ def test_relative_links_lead_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_what_the_readme_s_python_imports_is_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_what_the_documents_python_imports_is_there():
+    pages = (ROOT / "README.md", ROOT / "docs" / "alignment.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     imports = [line for block in blocks for line in block.splitlines() if line.startswith("from palate")]
     assert imports
     subprocess.run([sys.executable, "-c", "\n".join(imports)], check=True)
     for block in blocks:
-        compile(block, "README.md", "exec")
+        compile(block, "a document", "exec")

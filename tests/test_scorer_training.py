@@ -9,22 +9,24 @@ from tests.cli_support import tiny_encoder
 
 from palate.errors import InputError
 from palate.satisfaction.augmentation import Augmentation
-from palate.satisfaction.lessons import Lesson, read_goemotions, read_replies, read_reviews, with_contexts
-from palate.satisfaction.network import LEVELS, TARGETS, sequences
+from palate.satisfaction.learning import Lessons, learn_all
+from palate.satisfaction.lessons import Lesson, read_goemotions, read_remarks, read_replies, with_contexts
+from palate.satisfaction.network import EMOTIONS, LEVELS, TARGETS, sequences
 from palate.satisfaction.training import (
     FOLDS,
-    Lessons,
     Recipe,
     base_network,
     folds,
     learn_emotions,
     remembered_emotions,
+    reply_jobs,
     train,
 )
 
 
 def recipe(**columns) -> Recipe:
     slow = {"emotion_epochs": 3, "reply_epochs": 6, "emotion_rate": 3e-2, "reply_rate": 3e-2, "dropout": 0.0}
+    slow |= {"emotion_networks": 2}
     return Recipe(**{"encoder": str(tiny_encoder()), **slow, "batch": 8, **columns})
 
 
@@ -60,6 +62,21 @@ def test_the_same_seed_gives_the_same_scorer_another_another():
     one, same, other = (train(some, COMMENTS, recipe(seed=seed, reply_epochs=1)) for seed in (0, 0, 1))
     assert one.revision == same.revision != other.revision
     assert one.held_out == same.held_out
+
+
+def test_networks_that_learn_in_processes_of_their_own_learn_the_same():
+    network, tokenizer = base_network(recipe())
+    jobs = reply_jobs(network, tokenizer, REPLIES[:12], COMMENTS, recipe(reply_epochs=2))
+    told = []
+    apart = learn_all(jobs, "Learning", lambda *now: told.append(now), processes=2)
+    for one, other in zip(learn_all(jobs, "Learning"), apart, strict=True):
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(value, other.state_dict()[name])
+    assert len(apart) == 2
+    assert not torch.equal(apart[0].satisfaction.weight, apart[1].satisfaction.weight)
+    assert all(stage == "Learning" and 0 <= done <= total for stage, done, total in told)
+    with pytest.raises(IndexError):
+        learn_all([jobs[0]._replace(order=[[10_000]])] * 2, "Learning", processes=2)
 
 
 def test_what_was_learned_of_emotions_is_kept_and_found_again(tmp_path, monkeypatch):
@@ -164,15 +181,8 @@ def test_goemotions_are_read_and_a_bad_line_is_named(tmp_path):
         read_goemotions(tmp_path / "none", "test")
 
 
-def test_reviews_are_read_with_the_valence_that_people_gave(tmp_path):
-    for name in ("amazon", "movie"):
-        rows = '1\t3.4\ta "joy\n2\t-0.5\tslow\n3\t0.1\ta lens\n'
-        (tmp_path / f"{name}ReviewSnippets_GroundTruth.txt").write_text(rows)
-    joy, slow, lens, *more = read_reviews(tmp_path)
-    assert [x.text for x in (joy, slow, lens)] == ['a "joy', "slow", "a lens"] and len(more) == 3
-    assert joy.satisfaction == 1 and 0.4 < (slow.satisfaction or 0) < 0.5 < (lens.satisfaction or 0) < 0.52
-    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text("1\tgood\ta film\n")
-    with pytest.raises(InputError, match="line 1: not an id, a valence and a text"):
-        read_reviews(tmp_path)
-    with pytest.raises(InputError, match="Reviews cannot be read"):
-        read_reviews(tmp_path / "none")
+def test_remarks_ship_with_palate_and_no_two_are_alike():
+    remarks = read_remarks()
+    assert len(remarks) == len({" ".join(remark.text.lower().split()) for remark in remarks}) > 2_000
+    emotions = [next(iter(remark.emotions or ())) for remark in remarks]
+    assert {name: emotions.count(name) for name in EMOTIONS if name != "ambiguous"}.keys() == set(emotions)

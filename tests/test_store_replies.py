@@ -227,7 +227,7 @@ def turned_down(by: float) -> SatisfactionScorer:
 
 def test_after_a_withdrawal_the_posterior_is_as_if_it_had_never_been_said(store):
     ann = store.ensure_user("ann")
-    store.append(ann, reply(SECRET, 0), evidence_id="e0")
+    store.append(ann, reply("way too wordy, please be brief", 0), evidence_id="e0")
     job(store).run()
     assert not np.array_equal(posterior_of(store, fitted(), ann).mean, fitted().prior.mean)
     store.withdraw(ann, "e0")

@@ -6,6 +6,7 @@ PalateError                 anything below: catch this one to catch all
 │   └── FeedbackError       a feedback file or row cannot be read; names file, line and reason
 ├── ModelError              a reward model folder is missing, cut short, or of another version
 ├── EncoderError            a text encoder cannot be found or does not fit the reward model
+├── UpstreamError           a language model that answers are drawn from is out of reach, or answers rubbish
 ├── StoreError              the database cannot be opened, is read-only, full, or of a newer version
 └── MissingExtraError       an optional package is not installed; names the extra to install
 ```
@@ -32,6 +33,18 @@ class ModelError(PalateError):
 
 class EncoderError(PalateError):
     """A text encoder cannot be found, or is not the one that the reward model was fitted with."""
+
+
+class UpstreamError(PalateError):
+    """A language model that answers are drawn from is out of reach, or its answers are no answers.
+
+    Attributes:
+        status: of HTTP, where it gave one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StoreError(PalateError):

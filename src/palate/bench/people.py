@@ -27,6 +27,17 @@ ALL_KINDS: tuple[Kind, ...] = tuple(
 _SPOILT_COST = 2.0
 
 
+def opposite(pole: str) -> str:
+    """The other pole of the same attribute.
+
+    Example:
+        >>> opposite("concise")
+        'verbose'
+    """
+    attribute, sign = POLES[pole]
+    return next(other for other, value in POLES.items() if value == (attribute, -sign))
+
+
 def parse_kind(text: str) -> Kind:
     """Read a kind such as ``"concise,humorous"`` or ``"humorous+concise"``.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _GRID = "#292524", "#e7e5e4"
+_COLOURS = ("#0f766e", "#b45309", "#57534e", "#7c3aed", "#be123c", "#1d4ed8", "#a16207")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,23 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Points:
+    """Methods as points in a plane, those of one kind joined.
+
+    Args:
+        title: above.
+        x_label: under the axis.
+        y_label: above the axis.
+        series: (x, y) of each method, by kind.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
 class Result:
     """What a benchmark measured.
 
@@ -84,25 +102,34 @@ class Result:
         table: the same for reading, in Markdown.
         picture: what to draw of it, if anything.
         more: further pictures by what their files' names end in, such as ``turned`` for NAME-turned.svg.
+        pages: further pages in Markdown, in the same way.
     """
 
     name: str
     figures: dict[str, float]
     table: str
     picture: Picture | None = None
-    more: Mapping[str, Picture | Matrix] = field(default_factory=dict)
+    more: Mapping[str, Picture | Matrix | Points] = field(default_factory=dict)
+    pages: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, command: str, seconds: float, output: str | Path) -> dict[str, object]:
         """Write NAME.json, NAME.md, and NAME.svg and NAME.png; see `write`."""
+        linked = "".join(f"\n[{end.capitalize()}]({self.name}-{end}.md)\n" for end in self.pages)
         shown = "".join(f"\n![{picture.title}]({self.name}-{end}.svg)\n" for end, picture in self.more.items())
         written = write(
-            self.name, command, self.figures, seconds, output, table=self.table + shown, picture=self.picture
+            self.name, command, self.figures, seconds, output, table=self.table + linked + shown, picture=self.picture
         )
+        for end, page in self.pages.items():
+            _replace(Path(output) / f"{self.name}-{end}.md", page.encode())
         for end, picture in self.more.items():
             for kind in ("svg", "png"):
-                drawn = (
-                    draw(picture, self.figures, kind) if isinstance(picture, Picture) else draw_matrix(picture, kind)
-                )
+                match picture:
+                    case Picture():
+                        drawn = draw(picture, self.figures, kind)
+                    case Matrix():
+                        drawn = draw_matrix(picture, kind)
+                    case Points():
+                        drawn = draw_points(picture, kind)
                 _replace(Path(output) / f"{self.name}-{end}.{kind}", drawn)
         return written
 
@@ -311,3 +338,35 @@ def _label(axes: "Axes", picture: Picture, ends: Sequence[float]) -> None:
             va="center",
             annotation_clip=False,
         )
+
+
+def draw_points(points: Points, kind: str) -> bytes:
+    """The points as `svg` or `png`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    from io import BytesIO
+
+    out = BytesIO()
+    with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, colors=_INK)
+        for (name, places), colour, mark in zip(points.series.items(), _COLOURS, "os^Dvp*", strict=False):
+            x, y = zip(*places, strict=True)
+            axes.plot(x, y, color=colour, marker=mark, markersize=5, label=name)
+        axes.set_xlabel(points.x_label)
+        axes.set_title(f"{points.title}\n", loc="left", fontsize=13)
+        axes.text(0, 1.02, points.y_label, transform=axes.transAxes, color="#57534e")
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()

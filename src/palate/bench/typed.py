@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from palate.bench.people import Person
+from palate.bench.people import Person, opposite
 from palate.data import POLES, Answer
 from palate.errors import InputError
 from palate.rewards.posterior import Floats, Ints
@@ -72,16 +72,12 @@ def feelings(person: Person, answers: Sequence[Answer]) -> list[tuple[int, list[
     Who is pleased speaks of what they like in it, who is not of what they dislike; who is neither, of both. Of a spoilt
     answer nobody speaks of style.
     """
-    opposite = {
-        pole: next(other for other, (name, way) in POLES.items() if (name, way) == (attribute, -sign))
-        for pole, (attribute, sign) in POLES.items()
-    }
     out = []
     for answer, reward in zip(answers, person.reward(answers).tolist(), strict=True):
         level = int(np.clip(reward, -2, 2)) + 2
         shown = [pole for pole, (name, sign) in POLES.items() if answer.attributes.get(name) == sign]
         liked = [pole for pole in person.kind if pole in shown]
-        disliked = [opposite[pole] for pole in person.kind if opposite[pole] in shown]
+        disliked = [opposite(pole) for pole in person.kind if opposite(pole) in shown]
         poles = liked if level > 2 else disliked if level < 2 else liked + disliked
         out.append((level, [] if answer.spoilt else poles))
     return out

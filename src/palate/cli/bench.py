@@ -11,15 +11,20 @@ from palate.cli.common import JsonOption, SeedOption, print_json, progress, stdo
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="facets, jester, hh, drift, scale, growth, encoder, or finetune.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="facets, jester, hh, drift, scale, growth, encoder, finetune, satisfaction, following, policy, or "
+            "alignment.",
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and strategies, in a minute or two.")] = False,
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Where recorded people are; jester and hh need it, facets simulates without. For finetune, the "
-            "encoder's folder.",
+            help="Where recorded people or public data are; jester and hh need it, facets simulates without. For "
+            "finetune, the encoder's folder.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and its pictures go.")] = Path(

@@ -49,13 +49,6 @@ def train(
         ),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the scorer to.")],
-    reviews: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Sentences of reviews with their valence (Hutto & Gilbert 2014), from the source of vaderSentiment.",
-        ),
-    ] = None,
     replies: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labelled replies; those that ship with Palate if left out.")
     ] = None,
@@ -65,38 +58,36 @@ def train(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a satisfaction scorer, and measure it on replies held out; an hour on two cores.
+    """Train a satisfaction scorer, and measure it on replies held out; an hour and a half on two cores.
 
-    The reviews come from `pip download --no-deps --no-binary :all: vaderSentiment==3.3.2`, in an archive below
-    `additional_resources`. What was learned of emotions is kept in the cache: killed and run again, training goes on
-    from there.
+    What was learned of emotions is kept in the cache: killed and run again, training goes on from there.
     """
     from palate.encoders.cache import default_cache_dir
     from palate.satisfaction.augmentation import Augmentation
     from palate.satisfaction.figures import emotion_figures
-    from palate.satisfaction.lessons import read_goemotions, read_replies, read_reviews
+    from palate.satisfaction.lessons import read_goemotions, read_remarks, read_replies
     from palate.satisfaction.scorer import check_target
     from palate.satisfaction.training import Recipe
     from palate.satisfaction.training import train as learn
 
     check_target(output)
     comments = [*read_goemotions(goemotions, "train"), *read_goemotions(goemotions, "dev")]
-    sentences = read_reviews(reviews) if reviews else []
+    remarks = read_remarks()
     with progress() as told:
         scorer = learn(
             read_replies(replies),
-            [*comments, *sentences],
+            [*comments, *remarks],
             Recipe(seed=seed),
             augmentation=Augmentation(seed=seed) if augment else None,
             remember=default_cache_dir() / "training",
             told=told,
+            processes=os.cpu_count() or 1,
         )
     scorer.trained = {
         "comments": f"{len(comments):,} of GoEmotions, grouped labels, train and dev",
-        "reviews": f"{len(sentences):,} sentences on products and films (Hutto & Gilbert 2014)",
+        "remarks": f"{len(remarks):,} from the package (palate.data)",
         "replies": f"{len(scorer.held_out):,} from {replies.name if replies else 'the package (palate.data)'}",
-        "command": f"palate replies train --goemotions DIR{' --reviews DIR' if reviews else ''} --output DIR"
-        f"{' --augment' if augment else ''} --seed {seed}",
+        "command": f"palate replies train --goemotions DIR --output DIR{' --augment' if augment else ''} --seed {seed}",
     }
     if (goemotions / "test.tsv").exists():
         test = read_goemotions(goemotions, "test")

@@ -47,6 +47,11 @@ class StyleTaste:
         return self.high if self.liking >= 0 else self.low
 
     @property
+    def other(self) -> str:
+        """The end that is liked less."""
+        return self.low if self.liking >= 0 else self.high
+
+    @property
     def certainty(self) -> float:
         """Probability that this end is liked more than the other."""
         return float(ndtr(abs(self.liking) / max(self.deviation, 1e-12)))
@@ -141,22 +146,27 @@ def style_tastes(model: RewardModel, user: Belief) -> list[StyleTaste]:
     return sorted(tastes, key=lambda taste: -taste.certainty)
 
 
-def in_words(styles: list[StyleTaste]) -> str:
-    """One or two sentences, as strong as they are certain.
+def telling(styles: list[StyleTaste]) -> tuple[list[StyleTaste], list[StyleTaste]]:
+    """The styles that can be spoken of: those that are sure, and those that are likely, the best liked first.
 
     A style counts once its liking is also large: a third of what people differ by, and a quarter of the largest.
+    """
+    heard = [s for s in styles if s.deviation <= _HEARD * s.spread]
+    most = max((abs(s.liking) for s in heard), default=0.0)
+    large = [s for s in heard if abs(s.liking) >= max(_LARGE * s.spread, _BESIDE * most)]
+    large.sort(key=lambda s: -abs(s.liking))
+    return [s for s in large if s.certainty >= _SURE], [s for s in large if _LIKELY <= s.certainty < _SURE]
+
+
+def in_words(styles: list[StyleTaste]) -> str:
+    """One or two sentences, as strong as they are certain.
 
     Example:
         >>> in_words([StyleTaste("verbose", "concise", -0.9, 0.3, 0.0, 0.8),
         ...           StyleTaste("formal", "informal", 0.1, 0.5, 0.0, 0.8)])
         'Prefers concise answers. Nothing clear yet on formal or informal.'
     """
-    heard = [s for s in styles if s.deviation <= _HEARD * s.spread]
-    most = max((abs(s.liking) for s in heard), default=0.0)
-    telling = [s for s in heard if abs(s.liking) >= max(_LARGE * s.spread, _BESIDE * most)]
-    telling.sort(key=lambda s: -abs(s.liking))
-    sure = [s.word for s in telling if s.certainty >= _SURE]
-    likely = [s.word for s in telling if _LIKELY <= s.certainty < _SURE]
+    sure, likely = ([s.word for s in tastes] for tastes in telling(styles))
     open_ = [f"{s.high} or {s.low}" for s in styles if s.certainty < _LIKELY and s.deviation >= 0.5 * s.spread]
     if not sure and not likely:
         return "No clear taste yet."

@@ -78,36 +78,16 @@ def read_goemotions(folder: str | Path, split: str) -> list[Lesson]:
     return lessons
 
 
-def read_reviews(folder: str | Path) -> list[Lesson]:
-    """Sentences of reviews of products and films, each with the mean valence that twenty people gave it.
+def read_remarks() -> list[Lesson]:
+    """The 2,250 remarks on daily life that ship with Palate, written for it, each positive, negative or neutral.
 
-    The valence v, −4 to 4, becomes the satisfaction 0.5 + v / 6, within [0, 1].
-
-    Args:
-        folder: with `amazonReviewSnippets_GroundTruth.txt` and `movieReviewSnippets_GroundTruth.txt` (Hutto & Gilbert
-            2014; MIT licence), as the source distribution of `vaderSentiment` has them in an archive of its
-            `additional_resources`.
-
-    Raises:
-        InputError: a file is missing, or a line is not an id, a valence and a text.
+    Example:
+        >>> remark = read_remarks()[0]
+        >>> remark.text, remark.emotions
+        ('new earbuds finally arrived and omg the bass on these things', frozenset({'positive'}))
     """
-    lessons = []
-    for name in ("amazon", "movie"):
-        path = Path(folder) / f"{name}ReviewSnippets_GroundTruth.txt"
-        try:
-            with path.open(encoding="utf-8", errors="replace", newline="") as file:
-                rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        except OSError as error:
-            raise InputError(f"Reviews cannot be read: {error}; give the folder of Hutto & Gilbert's files") from error
-        for number, row in enumerate(rows, 1):
-            try:
-                _, valence, text = row
-                lessons.append(Lesson(text, min(1.0, max(0.0, 0.5 + float(valence) / 6))))
-            except ValueError:
-                raise InputError(
-                    f"{path}, line {number}: not an id, a valence and a text between tabs; get the file anew"
-                ) from None
-    return [lesson for lesson in lessons if lesson.text.strip()]
+    lines = files("palate.data").joinpath("remarks.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Lesson(row["remark"], emotions=frozenset([row["emotion"]])) for row in map(json.loads, lines)]
 
 
 def read_replies(path: str | Path | None = None) -> list[Lesson]:

@@ -2,14 +2,15 @@
 
 | head | classes | learned from |
 | --- | --- | --- |
-| satisfaction | five levels of [0, 1] | replies, and sentences of reviews; uniform for languages it does not know |
+| satisfaction | five levels of [0, 1] | replies; uniform for languages it does not know |
 | target | taste, task, both, none | replies that say what the feeling is on |
-| emotion | ambiguous, negative, neutral, positive, each by itself | GoEmotions, grouped (Demszky et al. 2020) |
+| emotion | ambiguous, negative, neutral, positive, each by itself | GoEmotions (Demszky et al. 2020), remarks |
 
 A reply is read alone or with what it answers: `[CLS] reply [SEP] prompt [SEP] completion [SEP]`, the latter two as
 the second segment.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 from unicodedata import category, name
@@ -57,6 +58,7 @@ class Network(nn.Module):
         hidden = int(body.config.hidden_size)
         self.layers = min(_LAYERS, int(body.config.num_hidden_layers))
         self.mix = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.layers * hidden, hidden), nn.GELU())
+        self.feel = copy.deepcopy(self.mix)
         self.drop = nn.Dropout(dropout)
         self.satisfaction = nn.Linear(hidden, len(LEVELS))
         self.target = nn.Linear(hidden, len(TARGETS))
@@ -64,8 +66,14 @@ class Network(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Logits:
         """Read (B, T) token ids, with ones where there is a token, and 1 for those of the second segment."""
-        mixed = self.drop(self.mix(self.pool(ids, mask, segments)))
-        return Logits(self.satisfaction(mixed), self.target(mixed), self.emotion(mixed))
+        pooled = self.pool(ids, mask, segments)
+        mixed = self.drop(self.mix(pooled))
+        return Logits(self.satisfaction(mixed), self.target(mixed), self.emotions(pooled))
+
+    def emotions(self, pooled: Tensor) -> Tensor:
+        """(B, 4) logits of the emotions, from (B, layers · H) averages: they have a layer of their own."""
+        felt: Tensor = self.emotion(self.drop(self.feel(pooled)))
+        return felt
 
     def pool(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
         """(B, layers · H) averages of the upper layers over the reply's own tokens."""
@@ -110,13 +118,17 @@ def read_all(network: Network, texts: Sequences, progress: "Progress | None" = N
     return Logits(*out)
 
 
-def pooled(network: Network, texts: Sequences) -> Tensor:
+def pooled(network: Network, texts: Sequences, progress: "Progress | None" = None) -> Tensor:
     """(n, layers · H) features of n texts that the heads read, without noise."""
     network.eval()
     out = torch.zeros(len(texts.ids), network.layers * int(network.body.config.hidden_size))
+    done = 0
     for batch in batches(np.array([len(ids) for ids in texts.ids], np.intp), "cpu"):
         with torch.inference_mode():
             out[batch.tolist()] = network.pool(*texts.batch(batch.tolist()))
+        done += len(batch)
+        if progress:
+            progress(done, len(texts.ids))
     return out
 
 

@@ -370,8 +370,8 @@ Reads what somebody types back to an assistant: satisfaction in [0, 1], confiden
 
 {trained}
 
-GoEmotions (Demszky et al. 2020) is CC BY 4.0, the reviews (Hutto & Gilbert 2014) are MIT; the replies were written for
-Palate, each labelled by who wrote it.
+GoEmotions (Demszky et al. 2020) is CC BY 4.0; remarks and replies were written for Palate, each labelled by who wrote
+it.
 
 ## Figures
 

@@ -1,14 +1,13 @@
 """Train the satisfaction scorer: first to see emotion, then to read replies.
 
-1. All of the network on comments with known emotions and sentences of reviews with a known valence, from a sentence
-   encoder; once for each of some seeds. The average of these networks' weights goes on (model soups, Wortsman et al.
-   2022).
+1. All of the network on comments with known emotions, from a sentence encoder.
 2. From there, on replies with a known satisfaction and target, and on replies in other languages, whose satisfaction
    it learns to leave open; some comments are mixed in, so that the first lesson is kept.
+3. What reads emotions, and that alone, on the comments again: the second step moved what it stands on.
 
-The second step is made once without each fifth of the replies, which gives a reading of every reply by a scorer that
-never saw it, or anything of its group: figures, temperatures and simulated people rest on those. Then it is made with
-all. Batches, dropout and weights are drawn from one seed.
+The first two are made once for each of some seeds, and the average of these networks' weights goes on. The second is
+made without each fifth of the replies, too, which gives a reading of every reply by a scorer that never saw it, or
+anything of its group: figures, temperatures and simulated people rest on those.
 """
 
 import copy
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,21 +25,18 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from palate.encoders.models import find_model, load_model, load_tokenizer, quiet, read_config
 from palate.errors import InputError
 from palate.satisfaction.augmentation import Augmentation
 from palate.satisfaction.figures import reply_figures
+from palate.satisfaction.learning import HALF, Job, Lessons, Pace, Stage, in_batches, learn_all, soup
 from palate.satisfaction.lessons import Lesson, with_contexts
-from palate.satisfaction.network import EMOTIONS, LEVELS, TARGETS, Logits, Network, Sequences, read_all, sequences
+from palate.satisfaction.network import Logits, Network, pooled, read_all, sequences
 from palate.satisfaction.scorer import SatisfactionScorer, Temperatures, rounded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Stage = Callable[[str, int, int], None]
-"""Called with (what is being done, steps done, steps in all)."""
 
 FOLDS = 5
 
@@ -51,9 +47,12 @@ class Recipe:
 
     Args:
         encoder: what it starts from.
-        emotion_epochs: over the comments, for each seed.
-        averaged: networks that the first step makes, with seeds of their own.
+        emotion_networks: that the first step makes, with seeds of their own, and averages.
+        reply_networks: the same in the second step.
+        emotion_epochs: over the comments.
         reply_epochs: over the replies.
+        emotion_again_epochs: over the comments in the third step.
+        emotion_again_rate: learning rate in the third step.
         emotion_rate: learning rate of the uppermost layer in the first step; each layer below has `decay` of it.
         reply_rate: the same in the second step.
         decay: from layer to layer.
@@ -66,9 +65,12 @@ class Recipe:
     """
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    emotion_networks: int = 4
+    reply_networks: int = 2
     emotion_epochs: int = 2
-    averaged: int = 2
-    reply_epochs: int = 4
+    reply_epochs: int = 3
+    emotion_again_epochs: int = 3
+    emotion_again_rate: float = 1e-3
     emotion_rate: float = 1e-4
     reply_rate: float = 1e-4
     decay: float = 0.85
@@ -78,56 +80,6 @@ class Recipe:
     reply_average: float = 0.12
     dropout: float = 0.15
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """Lessons as tensors.
-
-    Args:
-        texts: token ids of n texts.
-        satisfaction: (n, 5) soft labels; NaN where not known.
-        target: (n,) number of the target; −1 where not known.
-        emotion: (n, 4) ones and zeros; NaN where not known.
-        weight: (n,).
-    """
-
-    texts: Sequences
-    satisfaction: Tensor
-    target: Tensor
-    emotion: Tensor
-    weight: Tensor
-
-    @classmethod
-    def of(cls, tokenizer: "Tokenizer", lessons: Sequence[Lesson]) -> "Lessons":
-        """Texts as token ids, labels as tensors."""
-        known = torch.tensor([torch.nan if x.satisfaction is None else x.satisfaction for x in lessons])
-        # Linear between the two nearest levels, so that the mean of the label is what is known.
-        soft = (1 - (len(LEVELS) - 1) * (torch.tensor(LEVELS) - known[:, None]).abs()).clamp_min(0.0)
-        soft[torch.tensor([x.foreign for x in lessons])] = 1 / len(LEVELS)
-        nothing = [torch.nan] * len(EMOTIONS)
-        return cls(
-            sequences(tokenizer, [x.text for x in lessons], [x.context for x in lessons]),
-            soft,
-            torch.tensor([-1 if x.target is None else TARGETS.index(x.target) for x in lessons]),
-            torch.tensor(
-                [nothing if x.emotions is None else [float(e in x.emotions) for e in EMOTIONS] for x in lessons]
-            ),
-            torch.tensor([x.weight for x in lessons]),
-        )
-
-    def loss(self, rows: Sequence[int], said: Logits) -> Tensor:
-        """Weighted mean over the rows of the cross-entropies of what is known of each."""
-        soft, target, emotion = self.satisfaction[rows], self.target[rows], self.emotion[rows]
-        told, felt = ~soft.isnan().any(1), ~emotion.isnan().any(1)
-        pleased = functional.cross_entropy(said.satisfaction, soft.nan_to_num(), reduction="none")
-        aimed = functional.cross_entropy(said.target, target, ignore_index=-1, reduction="none")
-        shown = functional.binary_cross_entropy_with_logits(said.emotion, emotion.nan_to_num(), reduction="none").mean(
-            1
-        )
-        each = pleased * told + aimed + shown * felt
-        weight = self.weight[rows]
-        return (weight * each).sum() / weight.sum()
 
 
 def base_network(recipe: Recipe) -> tuple[Network, "Tokenizer"]:
@@ -145,113 +97,73 @@ def base_network(recipe: Recipe) -> tuple[Network, "Tokenizer"]:
 
 
 def learn_emotions(
-    network: Network, tokenizer: "Tokenizer", comments: Sequence[Lesson], recipe: Recipe, told: Stage | None = None
-) -> Network:
-    """The network after the comments; the one given is not changed."""
-    table = Lessons.of(tokenizer, comments)
-    sizes = [len(ids) for ids in table.texts.ids]
-
-    pace = _Pace(recipe.emotion_rate, recipe.emotion_average, recipe.decay)
-
-    def learned(seed: int) -> Network:
-        rng = np.random.default_rng(seed)
-        rows = np.arange(len(sizes))
-        order = [b for _ in range(recipe.emotion_epochs) for b in _batches(sizes, rows, recipe.batch, rng)]
-        return _learn(network, table, order, pace, seed, "Learning emotions", told)
-
-    mean = AveragedModel(network)
-    for number in range(recipe.averaged):
-        mean.update_parameters(learned(recipe.seed + number))
-    return cast(Network, mean.module.eval())
-
-
-def learn_replies(
     network: Network,
     tokenizer: "Tokenizer",
-    replies: Sequence[Lesson],
     comments: Sequence[Lesson],
     recipe: Recipe,
     told: Stage | None = None,
+    processes: int = 1,
 ) -> Network:
-    """The network after the replies, with comments mixed in; the one given is not changed."""
-    rng = np.random.default_rng(recipe.seed + 1)
-    count = min(len(comments), int(recipe.mixed * len(replies) * recipe.reply_epochs))
-    drawn = [comments[i] for i in rng.choice(len(comments), count, replace=False)] if count else []
-    table = Lessons.of(tokenizer, [*replies, *drawn])
-    sizes = [len(ids) for ids in table.texts.ids]
-    # Each comment is read once, each reply in every epoch.
-    parts = np.array_split(np.arange(len(replies), len(sizes)), recipe.reply_epochs)
+    """The network after the comments; the one given is not changed."""
+    table = Lessons.of(tokenizer, comments)
+    pace = Pace(recipe.emotion_rate, recipe.decay, recipe.emotion_average)
+    jobs = []
+    for seed in range(recipe.seed, recipe.seed + recipe.emotion_networks):
+        rng = np.random.default_rng(seed)
+        rows = np.arange(len(comments))
+        order = [b for _ in range(recipe.emotion_epochs) for b in in_batches(table.sizes, rows, recipe.batch, rng)]
+        jobs.append(Job(network, table, order, pace, seed))
+    learned = soup(learn_all(jobs, "Learning emotions", told, processes))
+    # Where the replies begin from.
+    learned.mix.load_state_dict(learned.feel.state_dict())
+    return learned
+
+
+def reply_jobs(
+    network: Network, tokenizer: "Tokenizer", replies: Sequence[Lesson], comments: Sequence[Lesson], recipe: Recipe
+) -> list[Job]:
+    """Learning the replies, with comments mixed in, once for each seed."""
     # Some thousand replies do not bear new meanings of words, and steps without them take a third less time.
     network = copy.deepcopy(network)
     network.body.get_input_embeddings().weight.requires_grad_(False)
-    order = [b for part in parts for b in _batches(sizes, np.r_[np.arange(len(replies)), part], recipe.batch, rng)]
-    pace = _Pace(recipe.reply_rate, recipe.reply_average, recipe.decay)
-    return _learn(network, table, order, pace, recipe.seed, "Learning to read replies", told)
+    pace = Pace(recipe.reply_rate, recipe.decay, recipe.reply_average)
+    jobs = []
+    for seed in range(recipe.seed, recipe.seed + recipe.reply_networks):
+        rng = np.random.default_rng(seed)
+        count = min(len(comments), int(recipe.mixed * len(replies) * recipe.reply_epochs))
+        drawn = [comments[i] for i in rng.choice(len(comments), count, replace=False)] if count else []
+        table = Lessons.of(tokenizer, [*replies, *drawn])
+        # Each comment is read once, each reply in every epoch.
+        parts = np.array_split(np.arange(len(replies), len(replies) + count), recipe.reply_epochs)
+        epochs = (np.r_[np.arange(len(replies)), part] for part in parts)
+        order = [b for rows in epochs for b in in_batches(table.sizes, rows, recipe.batch, rng)]
+        jobs.append(Job(network, table, order, pace, seed))
+    return jobs
 
 
-def _batches(sizes: Sequence[int], rows: NDArray[np.int64], batch: int, rng: np.random.Generator) -> list[list[int]]:
-    """Rows in batches of like length: by chance in runs of fifty batches, sorted within."""
-    order = rng.permutation(rows)
-    found: list[list[int]] = []
-    for first in range(0, len(order), 50 * batch):
-        run = sorted(order[first : first + 50 * batch].tolist(), key=lambda i: sizes[i])
-        found += [run[k : k + batch] for k in range(0, len(run), batch)]
-    return [found[i] for i in rng.permutation(len(found))]
-
-
-class _Pace(NamedTuple):
-    rate: float
-    average: float
-    decay: float
-
-
-def _learn(
-    network: Network,
-    table: Lessons,
-    order: Sequence[list[int]],
-    pace: _Pace,
-    seed: int,
-    stage: str,
-    told: Stage | None,
+def relearn_emotions(
+    network: Network, tokenizer: "Tokenizer", comments: Sequence[Lesson], recipe: Recipe, told: Stage | None = None
 ) -> Network:
-    """One pass over batches of rows: AdamW, a cosine rate after a short rise, and the moving average of the weights."""
-    from transformers import get_cosine_schedule_with_warmup
-
-    torch.manual_seed(seed)  # of the noise
+    """The network with its reading of emotions learned anew, all else as it is; the one given is not changed."""
+    tell = told or (lambda *_: None)
+    table = Lessons.of(tokenizer, comments)
+    features = pooled(network, table.texts, lambda done, total: tell("Reading comments", done, total))
+    torch.manual_seed(recipe.seed)
     network = copy.deepcopy(network).train()
-    optimizer = torch.optim.AdamW(_groups(network, pace.rate, pace.decay), fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, len(order) // 16, len(order))
-    kept = 1 - min(1.0, 1 / (pace.average * len(order)))
-    mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(kept))  # type: ignore[no-untyped-call]
-    for step, rows in enumerate(order, 1):
-        with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
-            said = network(*table.texts.batch(rows))
-        loss = table.loss(rows, Logits(*(logits.float() for logits in said)))
+    parameters = [*network.feel.parameters(), *network.emotion.parameters()]
+    optimizer = torch.optim.AdamW(parameters, recipe.emotion_again_rate, weight_decay=0.01)
+    rows = [
+        part for _ in range(recipe.emotion_again_epochs) for part in torch.split(torch.randperm(len(comments)), 256)
+    ]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.emotion_again_rate, total_steps=len(rows) + 1)
+    for part in rows:
+        said = network.emotions(features[part])
+        loss = functional.binary_cross_entropy_with_logits(said, table.emotion[part])
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        mean.update_parameters(network)
-        if told:
-            told(stage, step, len(order))
-    return cast(Network, mean.module.eval())
-
-
-_HALF = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-"""Whether this processor multiplies in bfloat16: twice as fast, and no less accurate here (docs/log.md)."""
-
-
-def _groups(network: Network, rate: float, decay: float) -> list[dict[str, object]]:
-    """Parameters with rates that fall from layer to layer, the embeddings' the lowest."""
-    depth = int(network.body.config.num_hidden_layers)
-    groups: list[dict[str, object]] = []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            below = depth - 1 - int(name.split(".layer.")[1].split(".")[0]) if ".layer." in name else depth
-            slowed = rate * decay**below if name.startswith("body.") else 4 * rate
-            groups.append({"params": [parameter], "lr": slowed, "weight_decay": 0.01 if parameter.ndim > 1 else 0.0})
-    return groups
+    return network.eval()
 
 
 def folds(replies: Sequence[Lesson], seed: int) -> NDArray[np.int64]:
@@ -269,10 +181,12 @@ def remembered_emotions(
     recipe: Recipe,
     folder: Path,
     told: Stage | None = None,
+    processes: int = 1,
 ) -> Network:
     """As `learn_emotions`, from where it was kept in a folder if the same was learned before."""
-    first_step = replace(recipe, reply_epochs=0, reply_rate=0.0, reply_average=0.0, mixed=0.0)
-    digest = sha256(repr((_HALF, first_step)).encode())
+    first_step = replace(recipe, reply_networks=0, reply_epochs=0, reply_rate=0.0, reply_average=0.0, mixed=0.0)
+    first_step = replace(first_step, emotion_again_epochs=0, emotion_again_rate=0.0)
+    digest = sha256(repr((HALF, first_step)).encode())
     for lesson in comments:
         digest.update(repr((lesson.text, lesson.satisfaction, sorted(lesson.emotions or ()))).encode())
     path = folder / f"emotions-{digest.hexdigest()[:16]}.safetensors"
@@ -280,7 +194,7 @@ def remembered_emotions(
         learned = copy.deepcopy(network)
         learned.load_state_dict(load_file(path))
         return learned
-    learned = learn_emotions(network, tokenizer, comments, recipe, told)
+    learned = learn_emotions(network, tokenizer, comments, recipe, told, processes)
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
     save_file({name: value.contiguous() for name, value in learned.state_dict().items()}, part)
@@ -296,6 +210,7 @@ def train(
     augmentation: Augmentation | None = None,
     remember: Path | None = None,
     told: Stage | None = None,
+    processes: int = 1,
 ) -> SatisfactionScorer:
     """Train a scorer, with its figures on replies held out.
 
@@ -308,6 +223,7 @@ def train(
         remember: folder in which what was learned of emotions is kept, so that training goes on from there when it is
             run again; None: nowhere.
         told: told of each stage.
+        processes: networks that learn at once, each on one core.
 
     Raises:
         InputError: there are fewer than two groups of replies with labels, or no comments.
@@ -319,20 +235,24 @@ def train(
         )
     network, tokenizer = base_network(recipe)
     if remember is None:
-        network = learn_emotions(network, tokenizer, comments, recipe, told)
+        network = learn_emotions(network, tokenizer, comments, recipe, told, processes)
     else:
-        network = remembered_emotions(network, tokenizer, comments, recipe, remember, told)
+        network = remembered_emotions(network, tokenizer, comments, recipe, remember, told, processes)
     fold = folds(replies, recipe.seed)
     lessons = [[reply] for reply in replies]
 
-    def without(part: int | None) -> Network:
-        seen = [lesson for i, family in enumerate(lessons) if fold[i] != part for lesson in family]
-        return learn_replies(network, tokenizer, with_contexts(seen, recipe.seed), comments, recipe, told)
+    def without(parts: Sequence[int | None]) -> list[Network]:
+        jobs: list[Job] = []
+        for part in parts:
+            seen = [lesson for i, family in enumerate(lessons) if fold[i] != part for lesson in family]
+            jobs += reply_jobs(network, tokenizer, with_contexts(seen, recipe.seed), comments, recipe)
+        learned = learn_all(jobs, "Learning to read replies", told, processes)
+        return [soup(learned[k : k + recipe.reply_networks]) for k in range(0, len(learned), recipe.reply_networks)]
 
-    networks = [without(part) for part in range(FOLDS)]
     if augmentation is not None:
-        lessons = _families(replies, fold, networks, tokenizer, augmentation)
-        networks = [without(part) for part in range(FOLDS)]
+        lessons = _families(replies, fold, without(range(FOLDS)), tokenizer, augmentation)
+    *networks, whole = without([*range(FOLDS), None])
+    whole = relearn_emotions(whole, tokenizer, comments, recipe, told)
     held_out = _held_out(replies, fold, [rounded(network) for network in networks], tokenizer)
     table = Lessons.of(tokenizer, replies)
     told_of = torch.tensor([not x.foreign for x in replies])
@@ -341,7 +261,7 @@ def train(
         _temperature(lambda t: functional.cross_entropy(pleased / t, soft)),
         _temperature(lambda t: functional.cross_entropy(held_out.target / t, table.target, ignore_index=-1)),
     )
-    scorer = SatisfactionScorer(rounded(without(None)), tokenizer, temperatures)
+    scorer = SatisfactionScorer(rounded(whole), tokenizer, temperatures)
     read = scorer.readings(held_out)
     scorer.figures = reply_figures(replies, read)
     scorer.held_out = [
