@@ -18,6 +18,8 @@ BENCHMARKS: Mapping[str, Callable[..., Any]] = {
         "finetune",
         "satisfaction",
         "following",
+        "policy",
+        "alignment",
     )
 }
 """Benchmarks by name; each takes `quick`, `seed`, `data` and `progress`, and returns a `report.Result`."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from palate import __version__
-from palate.cli import bench, collect, demo, models, people, replies
+from palate.cli import bench, chat, collect, demo, models, people, replies, study, train
 from palate.errors import PalateError
 
 # What typer makes of Ctrl-C.
@@ -48,8 +48,11 @@ app.command()(people.onboard)
 app.command()(people.rank)
 app.command()(people.explain)
 app.command()(people.refit)
+app.command()(chat.chat)
 app.command()(bench.bench)
 app.add_typer(replies.app)
+app.add_typer(train.app)
+app.add_typer(study.app)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Commands on one person: ask them, rank for them, explain them."""
 
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +24,13 @@ from palate.cli.common import (
     stderr,
     stdout,
 )
-from palate.errors import FeedbackError, InputError
+from palate.cli.texts import read_texts
+from palate.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from palate.feedback import Record, Text
+    from palate.feedback import Record
     from palate.rewards import Explanation, Guard, RewardModel
     from palate.rewards.influence import Influence
     from palate.store import Choice, Store, StoredQuery, User
@@ -148,39 +148,17 @@ def ask(console: "Console", query: "StoredQuery", number: int, questions: int) -
         console.print("Type a, b, t, s or q, then Enter.")
 
 
-def _person(store: "Store", path: Path, user: str, database: str | None) -> "User":
+def person_of(store: "Store", path: Path, user: str, database: str | None) -> "User":
+    """Somebody who is in the database.
+
+    Raises:
+        InputError: they are not.
+    """
     person = store.user(user)
     if person is None:
         asking = ["palate", "onboard", str(path), "--user", user, *(["--database", "..."] if database else [])]
         raise InputError(f"User {user!r} is not in the database; ask them first: {shlex.join(asking)}")
     return person
-
-
-def _candidates(path: Path) -> list["Text"]:
-    from pydantic import TypeAdapter
-
-    from palate.feedback import Text
-
-    kind: TypeAdapter[Text] = TypeAdapter(Text)
-    found: list[Text] = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = str(error.strerror).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FeedbackError(f"Cannot read candidates {str(path)!r}: {reason}; name a JSON Lines file") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            found.append(kind.validate_python(value["completion"] if isinstance(value, dict) else value))
-        except (ValueError, KeyError, RecursionError) as error:
-            raise FeedbackError(
-                f'{path.name}:{number}: not a candidate; write a JSON string or {{"completion": ...}} on each line'
-            ) from error
-    if not found:
-        raise FeedbackError(f"{path.name} holds no candidates; write one a line as a JSON string")
-    return found
 
 
 def rank(
@@ -199,12 +177,12 @@ def rank(
     from palate.store import Store
     from palate.store.interview import posterior_of, weigh
 
-    texts = _candidates(candidates)
+    texts = read_texts(candidates, "completion", "candidate")
     reward_model = RewardModel.load(model)
     belief, guard = reward_model.new_user(), None
     if user is not None:
         with Store.open(database, create=False) as store:
-            person = _person(store, model, user, database)
+            person = person_of(store, model, user, database)
             guard = weigh(store, reward_model, person)
             if guard.personal:
                 belief = posterior_of(store, reward_model, person, keep=False)  # reading never writes
@@ -267,7 +245,7 @@ def explain(
 
     reward_model = RewardModel.load(model)
     with Store.open(database, create=False) as store:
-        person = _person(store, model, user, database)
+        person = person_of(store, model, user, database)
         told = tell(reward_model, posterior_of(store, reward_model, person, keep=False))  # reading never writes
         guard, turn = weigh(store, reward_model, person), turned(store, reward_model, person)
         said = [one.record for one in store.evidence(person)]
