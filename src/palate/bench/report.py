@@ -3,9 +3,11 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -237,8 +239,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return line(header) + line(rule) + "".join(line(row) for row in rows)
 
 
-def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
-    """The picture as `svg` or `png`; the same figures give the same file.
+@contextmanager
+def _canvas(kind: str, width: float = 7.6) -> Iterator[tuple["Axes", BytesIO]]:
+    """Axes to draw on, and where the picture is once the context ends; the same drawing gives the same file.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -248,12 +251,20 @@ def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtraError("matplotlib", "plot") from error
-    from io import BytesIO
-
     out = BytesIO()
     with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
-        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(width, 4.4), layout="constrained")
+        yield figure.add_subplot(), out
+        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+
+
+def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
+    """The picture as `svg` or `png`; the same figures give the same file.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    with _canvas(kind) as (axes, out):
         if picture.scale == "log":
             axes.set(xscale="log", yscale="log")
         elif picture.scale == "answers":
@@ -270,7 +281,6 @@ def draw(picture: Picture, figures: Mapping[str, float], kind: str) -> bytes:
         axes.text(0, 1.02, picture.y_label, transform=axes.transAxes, color="#57534e")
         ends = [_draw_line(axes, line, picture.x, figures) for line in picture.lines]
         _label(axes, picture, ends)
-        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
 
 
@@ -280,19 +290,9 @@ def draw_matrix(matrix: Matrix, kind: str) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
-    from io import BytesIO
-
     counts = np.array(matrix.counts, np.float64)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    out = BytesIO()
-    with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
-        figure = Figure(figsize=(5.6, 4.4), layout="constrained")
-        axes = figure.add_subplot()
+    with _canvas(kind, width=5.6) as (axes, out):
         axes.imshow(share, cmap="Greens", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(matrix.columns)), list(matrix.columns))
         axes.set_yticks(range(len(matrix.rows)), list(matrix.rows))
@@ -302,7 +302,6 @@ def draw_matrix(matrix: Matrix, kind: str) -> bytes:
         axes.set_title(f"{matrix.title}\n", loc="left", fontsize=13)
         for (i, j), count in np.ndenumerate(counts):
             axes.text(j, i, f"{count:.0f}", ha="center", va="center", color="white" if share[i, j] > 0.55 else _INK)
-        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
 
 
@@ -346,17 +345,7 @@ def draw_points(points: Points, kind: str) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
-    from io import BytesIO
-
-    out = BytesIO()
-    with rc_context({"svg.hashsalt": "palate", "font.size": 11, "text.color": _INK, "axes.labelcolor": _INK}):
-        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
-        axes = figure.add_subplot()
+    with _canvas(kind) as (axes, out):
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -368,5 +357,4 @@ def draw_points(points: Points, kind: str) -> bytes:
         axes.set_title(f"{points.title}\n", loc="left", fontsize=13)
         axes.text(0, 1.02, points.y_label, transform=axes.transAxes, color="#57534e")
         axes.legend(frameon=False, fontsize=9, loc="lower right")
-        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()

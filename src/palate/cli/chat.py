@@ -74,10 +74,8 @@ def chat(
     from palate.store.replies import Rescorer
 
     parts_of(strategy)
-    sampling, effort = (
-        Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed),
-        Effort(candidates=candidates),
-    )
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    effort = Effort(candidates=candidates)
     reward_model = RewardModel.load(model)
     head = ValueHead.load(value_head, reward_model) if value_head else None
 

@@ -58,7 +58,7 @@ def train(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a satisfaction scorer, and measure it on replies held out; an hour and a half on two cores.
+    """Train a satisfaction scorer, and measure it on replies held out; nearly two hours on two cores.
 
     What was learned of emotions is kept in the cache: killed and run again, training goes on from there.
     """
