@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
+from palate.alignment.adapters import with_adapter
 from palate.alignment.candidates import Candidate, Sampling, as_messages, check_count
 from palate.encoders.models import find_model, is_causal, load_tokenizer, quiet, read_config, weights_revision
 from palate.errors import InputError, UpstreamError
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# A template may write today's date: the same prompt would be another text tomorrow.
-_DATE = "26 Jul 2024"
+DATE = "26 Jul 2024"
+"""Told to templates that write today's date: the same prompt would be another text tomorrow."""
 
 
 @dataclass(eq=False)
@@ -49,12 +51,18 @@ class LocalModel:
     _turn: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
-    def load(cls, name: str, *, batch: int = 32) -> "LocalModel":
+    def load(cls, name: str, *, adapter: str | Path | None = None, batch: int = 32) -> "LocalModel":
         """Read a model: a local folder, or one from the hub; on the GPU where there is one.
+
+        Args:
+            name: of the model.
+            adapter: folder of an adapter that `palate train` has made for it, merged into its weights.
+            batch: answers written at once.
 
         Raises:
             EncoderError: it cannot be found, or a file is missing.
             InputError: it is no causal language model, or its weights lack some.
+            ModelError: the adapter cannot be read, or was trained on other weights.
         """
         import torch
         from safetensors import SafetensorError
@@ -77,7 +85,11 @@ class LocalModel:
             raise InputError(f"{name!r} cannot be used to write answers: it lacks {missing[0]!r}; copy the whole model")
         if device == "cpu":
             model = model.to(torch.float32)  # half precision is slow there
-        return cls(name, model.to(device).eval(), tokenizer, batch, weights_revision(folder))
+        revision = weights_revision(folder)
+        if adapter is not None:
+            model, revision = with_adapter(model, adapter, revision)
+            name = f"{name} with {adapter}"
+        return cls(name, model.to(device).eval(), tokenizer, batch, revision)
 
     @property
     def window(self) -> int:
@@ -222,6 +234,10 @@ class LocalModel:
         before = self._ids(prompt, 0)
         return before, [*ids, *end][: max(self.window - len(before), 0)]
 
+    def turns(self, prompt: Text) -> list[dict[str, str]]:
+        """A prompt as messages that the chat template takes."""
+        return _for_template(prompt, self._knows_system)
+
     def _ids(self, prompt: Text, room: int) -> list[int]:
         """Token ids of a prompt, as the model is to go on from."""
         if self.tokenizer.chat_template:
@@ -230,10 +246,10 @@ class LocalModel:
             try:
                 text = str(
                     self.tokenizer.apply_chat_template(
-                        _for_template(prompt, self._knows_system),
+                        self.turns(prompt),
                         tokenize=False,
                         add_generation_prompt=True,
-                        date_string=_DATE,
+                        date_string=DATE,
                     )
                 )
             except (TemplateError, ValueError, TypeError) as error:
@@ -258,7 +274,7 @@ class LocalModel:
 
         turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
         try:
-            self.tokenizer.apply_chat_template(turns, tokenize=False, date_string=_DATE)
+            self.tokenizer.apply_chat_template(turns, tokenize=False, date_string=DATE)
         except (TemplateError, ValueError, TypeError):
             return False
         return True

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,22 +23,19 @@ from palate.alignment.guided import guided, guided_answers
 from palate.alignment.instruct import examples, instruction, with_system
 from palate.alignment.local import LocalModel
 from palate.alignment.value_head import HeadRecipe, ValueHead, train_value_head
+from palate.bench.asked import Asked, ask
 from palate.bench.compared import Compared, interval
 from palate.bench.judge import Judge
-from palate.bench.people import Kind, Person
 from palate.bench.policy import Stand, answers_of, policy
 from palate.bench.report import Points, Result, markdown
 from palate.bench.unseen import unseen_kinds
 from palate.data import load_answers, load_people
 from palate.encoders import load_encoder
-from palate.feedback import Comparison, Feedback, Text, as_text
+from palate.feedback import Feedback, Text
 from palate.rewards import RewardModel, fit
-from palate.rewards.beliefs import Belief
-from palate.rewards.elicitation import Pair, next_query
 from palate.rewards.fitting import Stage
 from palate.rewards.posterior import Floats, Ints
 
-_ASKED, _FLIP = 10, 0.05
 _NS = (1, 2, 4, 8, 16)
 _TAUS = (4.0, 2.0, 1.0, 0.5, 0.25)
 _SAMPLING = Sampling(max_tokens=320)
@@ -107,7 +104,7 @@ def _strength(
     judge: Judge,
     head: ValueHead,
     prompts: list[str],
-    people: "list[_Asked]",
+    people: list[Asked],
     told: Stage,
 ) -> float:
     """The τ under which the judge likes answers best to prompts that the head was trained on."""
@@ -125,44 +122,14 @@ def _strength(
     return _TAUS[int(np.argmax(found))]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """Somebody of an unseen kind who answered ten questions."""
-
-    kind: Kind
-    number: int  # of the kind
-    belief: Belief
-    said: list[Comparison]
-    personal: bool
-
-
-def _people(model: RewardModel, each: int, seed: int, told: Stage) -> list[_Asked]:
-    answers = {(a.prompt, a.text): a for a in load_answers()}
+def _people(model: RewardModel, each: int, seed: int, told: Stage) -> list[Asked]:
     kinds = unseen_kinds()
+    every = [(round_, kind) for round_ in range(each) for kind in range(len(kinds))]
     found = []
-    for number, (round_, kind) in enumerate((r, k) for r in range(each) for k in range(len(kinds))):
-        told("Asking", number, each * len(kinds))
-        person, rng = Person(kinds[kind]), np.random.default_rng([seed, round_, kind])
-        said: list[Comparison] = []
-        asked: list[Pair] = []
-        while len(said) < _ASKED:
-            belief = model.posterior(said)
-            query = next_query(model, belief, asked=asked, last_prompt=said[-1].prompt if said else None, rng=rng)
-            assert query is not None
-            asked.append(frozenset(query.rows))
-            texts = (query.response_a, query.response_b)
-            likes = person.reward([answers[as_text(query.prompt), as_text(text)] for text in texts])
-            if likes[0] == likes[1]:
-                said.append(_choice(query.prompt, *texts, strength=0.5))
-                continue
-            better = int(likes[1] > likes[0]) ^ int(rng.random() < _FLIP)
-            said.append(_choice(query.prompt, texts[better], texts[1 - better]))
-        found.append(_Asked(kinds[kind], kind, model.posterior(said), said, model.weigh(said).personal))
+    for number, (round_, kind) in enumerate(every):
+        told("Asking", number, len(every))
+        found.append(ask(model, kinds[kind], kind, np.random.default_rng([seed, round_, kind])))
     return found
-
-
-def _choice(prompt: Text, chosen: Text, rejected: Text, strength: float = 1.0) -> Comparison:
-    return Comparison(user_id="simulated", prompt=prompt, chosen=chosen, rejected=rejected, strength=strength)
 
 
 class _Texts(NamedTuple):
@@ -248,7 +215,7 @@ class _Bench:
         source: LocalModel,
         judge: Judge,
         prompts: list[str],
-        people: list[_Asked],
+        people: list[Asked],
         shelf: _Shelf,
         compared: Compared,
         seed: int,
@@ -436,7 +403,7 @@ def _overheads(
     source: LocalModel,
     head: ValueHead,
     prompts: list[str],
-    people: list[_Asked],
+    people: list[Asked],
     shelf: _Shelf,
     tau: float,
 ) -> dict[str, float]:

@@ -58,7 +58,7 @@ class Stand:
     hidden: int = 256
     layers: int = 4
     vocabulary: int = 2048
-    loss: float = 0.3
+    loss: float = 0.015
     epochs: int = 60
     rate: float = 2e-3
     batch: int = 24

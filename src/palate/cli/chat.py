@@ -20,6 +20,7 @@ from palate.cli.common import (
 )
 from palate.cli.people import UserOption
 from palate.cli.sources import (
+    AdapterOption,
     CandidatesOption,
     PolicyOption,
     StrategyOption,
@@ -51,6 +52,7 @@ def chat(
     upstream: UpstreamOption = None,
     upstream_model: UpstreamModelOption = None,
     policy: PolicyOption = None,
+    adapter: AdapterOption = None,
     value_head: ValueHeadOption = None,
     strategy: StrategyOption = "best-of-n",
     candidates: CandidatesOption = 8,
@@ -80,7 +82,7 @@ def chat(
     head = ValueHead.load(value_head, reward_model) if value_head else None
 
     async def talk() -> _Talk:
-        async with source_of(upstream, upstream_model, policy) as source:
+        async with source_of(upstream, upstream_model, policy, adapter) as source:
             answerer = Personalizer(reward_model, source, head, effort=effort)
             with Store.open(database) as store:
                 register(store, reward_model, model)

@@ -30,6 +30,10 @@ PolicyOption = Annotated[
         show_default=False,
     ),
 ]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="An adapter of the policy, as palate train makes one.", show_default=False),
+]
 ValueHeadOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="The policy's value head, for guided answers.", show_default=False)
 ]
@@ -43,10 +47,14 @@ TemperatureOption = Annotated[float, typer.Option(metavar="T", help="Of the mode
 
 
 @asynccontextmanager
-async def source_of(upstream: str | None, name: str | None, policy: str | None) -> AsyncIterator["Source"]:
+async def source_of(
+    upstream: str | None, name: str | None, policy: str | None, adapter: Path | None = None
+) -> AsyncIterator["Source"]:
     """The source that the options name, until the context ends."""
     if upstream is not None and policy is not None:
         raise InputError("Both --upstream and --policy are given; answers come from one of them, so leave one out")
+    if adapter is not None and policy is None:
+        raise InputError("--adapter changes a model on this machine; give that with --policy")
     if upstream is not None:
         from palate.alignment.endpoint import Endpoint
 
@@ -55,7 +63,7 @@ async def source_of(upstream: str | None, name: str | None, policy: str | None) 
     elif policy is not None:
         from palate.alignment.local import LocalModel
 
-        yield LocalModel.load(policy)
+        yield LocalModel.load(policy, adapter=adapter)
     else:
         from palate.alignment.candidates import Known
 

@@ -186,5 +186,8 @@ class RewardFollower:
 
     def satisfaction(self, prompt: Text, completions: Sequence[Text], user: Belief | None = None) -> Floats:
         """Satisfaction foretold of each completion, in [0, 1]: (n,); the population's for `user` None."""
-        phi = self.model.centred([prompt] * len(completions), completions)
+        return self.foretold(self.model.centred([prompt] * len(completions), completions), user)
+
+    def foretold(self, phi: Floats, user: Belief | None = None) -> Floats:
+        """(n,) satisfaction, in [0, 1], for (n, J) base rewards less their centre."""
         return np.asarray(expit(self.own(phi, user or self.model.prior) + self.head(phi)), np.float64)
