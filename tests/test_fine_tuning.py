@@ -18,7 +18,7 @@ from palate.alignment.adapters import Adapter, erase_adapters, find_adapters
 from palate.alignment.candidates import Sampling
 from palate.alignment.local import LocalModel
 from palate.errors import InputError, ModelError, UpstreamError
-from palate.training.launch import fine_tune
+from palate.training.launch import Whose, fine_tune
 from palate.training.methods import METHODS, Settings, trainer_of
 
 SMALL = Settings(
@@ -49,7 +49,7 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_an_adapter_that_changes_the_model(tmp_path, method):
-    made = tuned(tmp_path / "out", method, users=["ann"], fingerprint="f" * 16)
+    made = tuned(tmp_path / "out", method, whose=Whose(("ann",), "f" * 16))
     assert made.steps == 6 and len(made.reward) == (0 if method == "dpo" else 3)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "palate.json", "training.json", "README.md"} <= names
@@ -62,7 +62,7 @@ def test_every_method_leaves_an_adapter_that_changes_the_model(tmp_path, method)
         assert not torch.allclose(plain.model(ids).logits, changed.model(ids).logits, atol=1e-4)
     assert changed.revision != plain.revision and changed.draw(["Hi"], 2, Sampling(max_tokens=4))
     # Called again, it is done.
-    assert tuned(tmp_path / "out", method, users=["ann"], fingerprint="f" * 16) == made
+    assert tuned(tmp_path / "out", method, whose=Whose(("ann",), "f" * 16)) == made
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "llama"])
@@ -182,8 +182,8 @@ def test_the_prompt_that_is_trained_on_is_the_one_that_is_answered(tmp_path, nam
 
 
 def test_adapters_are_found_by_whose_they_are_and_erased(tmp_path):
-    tuned(tmp_path / "ann", users=["ann"])
-    tuned(tmp_path / "both", users=["ann", "bo"])
+    tuned(tmp_path / "ann", whose=Whose(("ann",)))
+    tuned(tmp_path / "both", whose=Whose(("ann", "bo")))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "palate.json").write_text("{")
     assert [path.name for path, _ in find_adapters(tmp_path)] == ["ann", "both"]

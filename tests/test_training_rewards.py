@@ -48,7 +48,9 @@ def test_a_groups_taste_is_the_mean_and_quality_mixes_the_populations_in():
 
 def test_length_control_takes_out_what_mere_length_gives():
     ann = person(0, 1)
-    plain, level = (np.array(TasteReward(fitted(), [ann], quality=0.2, length=on)(ASKED, TEXTS)) for on in (False, True))
+    plain, level = (
+        np.array(TasteReward(fitted(), [ann], quality=0.2, length=on)(ASKED, TEXTS)) for on in (False, True)
+    )
     coefficient = 0.8 * length_coefficient(fitted(), ann) + 0.2 * length_coefficient(fitted())
     np.testing.assert_allclose(plain - level, coefficient * np.log1p([len(t) for t in TEXTS]), atol=1e-5)
 
@@ -60,9 +62,9 @@ def test_texts_that_a_policy_wrote_are_not_kept_in_the_cache():
 
 
 def test_a_share_outside_its_range_is_refused():
-    with pytest.raises(InputError, match="quality 1.5 is not in"):
+    with pytest.raises(InputError, match=r"quality 1.5 is not in"):
         TasteReward(fitted(), quality=1.5)
-    with pytest.raises(InputError, match="patience -1 is below 0"):
+    with pytest.raises(InputError, match=r"patience -1 is below 0"):
         JudgeReward(lambda: Endpoint("http://localhost"), "taste", patience=-1)
 
 
@@ -95,7 +97,9 @@ def test_a_judge_is_asked_again_about_what_failed_and_about_nothing_else():
     assert len(served.requests) == 5
 
 
-@pytest.mark.parametrize("answer, told", [("", "nothing but empty"), ("maybe", "said 'maybe' where it was asked for A")])
+@pytest.mark.parametrize(
+    "answer, told", [("", "nothing but empty"), ("maybe", "said 'maybe' where it was asked for A")]
+)
 def test_a_judge_that_says_neither_stops_the_training(answer, told):
     with endpoint(answer=lambda *_: answer) as served:
         reward = JudgeReward(lambda: Endpoint(served.url, "judge", retries=0), "t", patience=0)

@@ -89,6 +89,11 @@ def erase_adapters(folder: str | Path, users: Sequence[str]) -> list[Path]:
     return gone
 
 
+def adapter_revision(folder: str | Path) -> str:
+    """The first 16 hex digits of the SHA-256 of an adapter's weights."""
+    return sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+
+
 def with_adapter(model: "PreTrainedModel", folder: str | Path, revision: str) -> tuple["PreTrainedModel", str]:
     """The model with an adapter merged into its weights, as fast as without, and the revision that it then has.
 
@@ -111,7 +116,7 @@ def with_adapter(model: "PreTrainedModel", folder: str | Path, revision: str) ->
         )
     try:
         read = PeftModel.from_pretrained(model, str(folder))
-        digest = sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+        digest = adapter_revision(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"Adapter {str(folder)!r} cannot be read: {reason}; train it again") from error

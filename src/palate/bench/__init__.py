@@ -20,6 +20,7 @@ BENCHMARKS: Mapping[str, Callable[..., Any]] = {
         "following",
         "policy",
         "alignment",
+        "training",
     )
 }
 """Benchmarks by name; each takes `quick`, `seed`, `data` and `progress`, and returns a `report.Result`."""

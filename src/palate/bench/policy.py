@@ -124,16 +124,22 @@ def policy(stand: Stand = Stand(), told: Stage | None = None) -> tuple[LocalMode
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+    folder = policy_folder(stand, told)
+    with quiet():
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    figures: dict[str, float] = json.loads((folder / "figures.json").read_text("utf-8"))
+    return LocalModel(f"policy-{folder.name}", cast("PreTrainedModel", model.eval()), tokenizer, batch=64), figures
+
+
+def policy_folder(stand: Stand, told: Stage | None = None) -> Path:
+    """Where the model lies, trained if it was not yet."""
     answers = answers_of(stand)
     digest = sha256(repr((stand, [(a.prompt, a.text) for a in answers])).encode()).hexdigest()[:16]
     folder = default_cache_dir() / "policy" / digest
     if not (folder / "figures.json").exists():
         _train(stand, answers, folder, told or (lambda *_: None))
-    with quiet():
-        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    figures: dict[str, float] = json.loads((folder / "figures.json").read_text("utf-8"))
-    return LocalModel(f"policy-{digest}", cast("PreTrainedModel", model.eval()), tokenizer, batch=64), figures
+    return folder
 
 
 def _tokenizer(texts: Sequence[str], size: int) -> "PreTrainedTokenizerFast":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from palate import __version__
-from palate.cli import bench, chat, collect, demo, models, people, replies, study, train
+from palate.cli import bench, chat, collect, demo, follow, models, people, replies, study, train
 from palate.errors import PalateError
 
 # What typer makes of Ctrl-C.
@@ -49,6 +49,7 @@ app.command()(people.rank)
 app.command()(people.explain)
 app.command()(people.refit)
 app.command()(chat.chat)
+app.command()(follow.follow)
 app.command()(bench.bench)
 app.add_typer(replies.app)
 app.add_typer(train.app)

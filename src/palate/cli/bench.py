@@ -14,8 +14,8 @@ def bench(
         str,
         typer.Argument(
             metavar="NAME",
-            help="facets, jester, hh, drift, scale, growth, encoder, finetune, satisfaction, following, policy, or "
-            "alignment.",
+            help="facets, jester, hh, drift, scale, growth, encoder, finetune, satisfaction, following, policy, "
+            "alignment, or training.",
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and strategies, in a minute or two.")] = False,
@@ -24,7 +24,7 @@ def bench(
         typer.Option(
             metavar="PATH",
             help="Where recorded people or public data are; jester and hh need it, facets simulates without. For "
-            "finetune, the encoder's folder.",
+            "finetune, the encoder's folder; for training, that of cells which were measured before.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME.json and its pictures go.")] = Path(

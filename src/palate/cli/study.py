@@ -12,6 +12,7 @@ import typer
 from palate.cli.common import DatabaseOption, JsonOption, ModelArgument, SeedOption, print_json, progress, stdout
 from palate.cli.people import UserOption, person_of
 from palate.cli.sources import (
+    AdapterOption,
     CandidatesOption,
     PolicyOption,
     StrategyOption,
@@ -41,6 +42,7 @@ def make(
     upstream: UpstreamOption = None,
     upstream_model: UpstreamModelOption = None,
     policy: PolicyOption = None,
+    adapter: AdapterOption = None,
     value_head: ValueHeadOption = None,
     strategy: StrategyOption = "best-of-n",
     candidates: CandidatesOption = 8,
@@ -87,7 +89,7 @@ def make(
 
     async def answers() -> list[tuple[str, str, bool]]:
         found = []
-        async with source_of(upstream, upstream_model, policy) as source:
+        async with source_of(upstream, upstream_model, policy, adapter) as source:
             answerer = Personalizer(reward_model, source, head, effort=Effort(candidates=candidates))
             with progress() as told:
                 for number, prompt in enumerate(asked):

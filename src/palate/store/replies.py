@@ -322,6 +322,11 @@ class Rescorer:
         mine = (t.evidence.c.user_id == user.id) & t.evidence.c.withdrawn
         return set(db.scalars(sa.select(t.evidence.c.id).where(mine)))
 
+    def follower(self) -> RewardFollower:
+        """The reward follower, with what the shared head has learned by now."""
+        with self.store.database.transaction(READ) as db:
+            return RewardFollower(self.model, self._head(db))
+
     def _head(self, db: Connection, *, lock: bool = False) -> SharedHead:
         head = SharedHead(self.model.n_rewards, self.head)
         state = sa.select(t.shared_head.c.state).where(t.shared_head.c.fingerprint == self.model.fingerprint)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from palate.alignment.adapters import Adapter
+from palate.alignment.adapters import Adapter, adapter_revision
 from palate.alignment.local import LocalModel
 from palate.encoders.models import quiet
 from palate.errors import InputError, ModelError
@@ -36,6 +36,19 @@ class FineTuned:
     reward: list[float]
 
 
+@dataclass(frozen=True)
+class Whose:
+    """Whose taste an adapter carries.
+
+    Args:
+        users: one person, or the members of a group; nobody for the population's.
+        fingerprint: of the reward model.
+    """
+
+    users: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
 def fine_tune(
     method: str,
     source: LocalModel,
@@ -44,8 +57,7 @@ def fine_tune(
     folder: str | Path,
     settings: Settings = Settings(),
     *,
-    users: Sequence[str] = (),
-    fingerprint: str = "",
+    whose: Whose = Whose(),
     told: Stage | None = None,
 ) -> FineTuned:
     """Fine-tune a language model on a reward.
@@ -60,8 +72,7 @@ def fine_tune(
         reward: what is to be raised; see `palate.training.rewards`.
         folder: for the adapter, and for checkpoints until it is done.
         settings: how.
-        users: whose taste the reward is, for the card.
-        fingerprint: of the reward model.
+        whose: whose taste the reward is, for the card.
         told: told of each stage.
 
     Raises:
@@ -70,11 +81,11 @@ def fine_tune(
 
     Example:
         >>> made = fine_tune("tracebias", LocalModel.load("Qwen/Qwen2.5-0.5B-Instruct"), prompts,   # doctest: +SKIP
-        ...                  TasteReward(model, [ann]), "adapters/ann", users=["ann"])
+        ...                  TasteReward(model, [ann]), "adapters/ann", whose=Whose(("ann",)))
     """
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
-    plan = _plan(method, source, prompts, settings, users, fingerprint)
+    plan = _plan(method, source, prompts, settings, whose)
     result = _finished(folder, plan)
     if result:
         return result
@@ -86,6 +97,8 @@ def fine_tune(
         with quiet():
             trainer = trainer_of(method, source, prompts, reward, settings, checkpoints, processes=processes, told=told)
             trainer.add_callback(_Whole())
+            if settings.start is not None:
+                _go_on_from(trainer, settings.start, source)
             if trainer.accelerator.is_main_process:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "training.json").write_text(plan, encoding="utf-8")
@@ -96,7 +109,8 @@ def fine_tune(
             f"{settings.max_tokens!r} tokens; halve micro_batch, lower max_tokens, or train an adapter of lower rank"
         ) from error
     history = [row["reward"] for row in trainer.state.log_history if "reward" in row]
-    adapter = Adapter(source.name, source.revision, tuple(users), method, fingerprint, int(trainer.state.global_step))
+    steps = int(trainer.state.global_step)
+    adapter = Adapter(source.name, source.revision, tuple(whose.users), method, whose.fingerprint, steps)
     _save(trainer, source, folder, adapter, history, plan)
     trainer.accelerator.wait_for_everyone()
     return FineTuned(folder, adapter.steps, history)
@@ -107,8 +121,7 @@ def _plan(
     source: LocalModel,
     prompts: Sequence[Text],
     settings: Settings,
-    users: Sequence[str],
-    fingerprint: str,
+    whose: Whose,
 ) -> str:
     """All that the weights rest on, to be compared when a training goes on."""
     asked = sha256(json.dumps(list(prompts), ensure_ascii=False).encode()).hexdigest()[:16]
@@ -116,12 +129,25 @@ def _plan(
         "method": method,
         "base": source.name,
         "revision": source.revision,
-        "users": list(users),
-        "fingerprint": fingerprint,
-        "prompts": asked,
+        "users": list(whose.users),
+        "fingerprint": whose.fingerprint,
         **asdict(settings),
+        "asked": asked,
+        "start": None if settings.start is None else adapter_revision(settings.start),
     }
     return json.dumps(told, indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def _go_on_from(trainer: Any, start: Path, source: LocalModel) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if Adapter.read(start).revision != source.revision:
+        raise ModelError(f"Adapter {str(start)!r} is of other weights than {source.name!r}; start without it")
+    try:
+        set_peft_model_state_dict(trainer.model, load_file(start / "adapter_model.safetensors"))
+    except (AttributeError, RuntimeError) as error:
+        raise ModelError(f"Adapter {str(start)!r} is of another rank; give lora_rank as it was") from error
 
 
 def _finished(folder: Path, plan: str) -> FineTuned | None:

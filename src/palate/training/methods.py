@@ -52,6 +52,8 @@ class Settings:
         temperature: of the completions.
         save_every: rounds from checkpoint to checkpoint; 0 makes none.
         seed: same seed, same weights.
+        start: folder of an adapter of the same model and rank that it goes on from; it still stays near the model
+            itself.
         more: further settings of the method's TRL configuration, such as ``{"gamma": 0.9}`` of `TraceBiasConfig`.
 
     Raises:
@@ -70,6 +72,7 @@ class Settings:
     temperature: float = 1.0
     save_every: int = 5
     seed: int = 0
+    start: Path | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
