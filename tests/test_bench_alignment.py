@@ -16,7 +16,7 @@ from palate.bench.policy import Stand, answers_of, policy
 from palate.bench.report import Points, draw_points
 from palate.data import load_answers
 
-SMALL = Stand(prompts=2, hidden=16, layers=1, vocabulary=300, epochs=2, loss=0.0)
+SMALL = Stand(prompts=2, hidden=16, layers=1, vocabulary=300, epochs=2)
 
 
 @cache

@@ -1,9 +1,11 @@
 """Whether answers get better: personal best-of-n, guided decoding and words, on the small policy, by the judge.
 
 Base rewards are fitted on the bundled people, and people of unseen kinds answer ten questions about prompts p0xx to
-p3xx. The policy knows 24 prompts of p4xx and p5xx, which reward and probes have not seen. The value head is trained,
-and its strength chosen, on half of them; the other half is answered in each of the ways, and the judge says how much
-the person likes what they got. Intervals are 95 % bootstrap intervals over kinds of people, who come in three seeds.
+p3xx. The policy knows 24 prompts of p4xx and p5xx, which reward and probes have not seen. Half of them are answered in
+each of the ways, and the judge says how much the person likes what they got; the strength of guiding is chosen on the
+other half. A value head learns from the policy's answers to all 24, as a product's does from what its users ask, and
+another, `guided_unseen`, from those of the other half alone. Intervals are 95 % bootstrap intervals over kinds of
+people, who come in three seeds; examples, the other head and further strengths are measured on one seed of people.
 """
 
 import re
@@ -37,7 +39,7 @@ from palate.rewards.fitting import Stage
 from palate.rewards.posterior import Floats, Ints
 
 _NS = (1, 2, 4, 8, 16)
-_TAUS = (4.0, 2.0, 1.0, 0.5, 0.25)
+_TAUS = (8.0, 4.0, 2.0, 1.0, 0.5)
 _SAMPLING = Sampling(max_tokens=320)
 
 Bools = NDArray[np.bool_]
@@ -60,28 +62,33 @@ def run(*, quick: bool, seed: int, data: Path | None = None, progress: Stage | N
     told("Training the judge", 0, 1)
     judge = Judge.train()
     every = list(dict.fromkeys(answer.prompt for answer in answers_of(Stand(seed=seed))))
-    seen, prompts = every[::2], every[1::2]  # by the value head, and by nothing here
+    others, prompts = every[::2], every[1::2]
     people = _people(model, 1 if quick else 3, seed, told)
     shelf = _shelf(source, model, judge, prompts, 32 if quick else 64, seed, told)
     figures |= _judged(judge, shelf)
     compared = Compared(np.array([person.number for person in people]), seed)
     bench = _Bench(model, source, judge, prompts, people, shelf, compared, seed)
     figures |= bench.chosen(_NS[:4] if quick else _NS) | bench.stopped_early()
-    head = train_value_head(source, model, seen, HeadRecipe(seed=seed), _SAMPLING, told=told)
-    tau = _strength(source, model, judge, head, seen, people[: len(unseen_kinds())], told)
+    once = people[: len(unseen_kinds())]
+    few = _Bench(model, source, judge, prompts, once, shelf, Compared(np.array([p.number for p in once]), seed), seed)
+    recipe = HeadRecipe(answers=64, seed=seed)
+    head = train_value_head(source, model, every, recipe, _SAMPLING, told=told)
+    figures["guided.explained"] = head.explained or 0.0
+    tau = _strength(source, model, judge, head, others, once, told)
     figures["guided.temperature"] = tau
-    for number, one in enumerate((tau,) if quick else _TAUS):
+    figures |= bench.guided("guided", head, bench.mean, tau)
+    figures |= bench.guided("guided_population", head, np.broadcast_to(model.prior.mean, bench.mean.shape), tau)
+    for number, one in enumerate(() if quick else _TAUS):
         told("Guiding", number, len(_TAUS))
-        figures |= bench.guided(f"guided_{one:g}", head, bench.mean, one)
-    figures |= {
-        name.replace(f"guided_{tau:g}", "guided"): v for name, v in figures.items() if f"guided_{tau:g}" in name
-    }
-    everybody = np.broadcast_to(model.prior.mean, bench.mean.shape)
-    figures |= bench.guided("guided_population", head, everybody, tau)
+        figures |= few.guided(f"guided_{one:g}", head, few.mean, one)
+    if not quick:
+        other = train_value_head(source, model, others, recipe, _SAMPLING, told=told)
+        figures["guided_unseen.explained"] = other.explained or 0.0
+        figures |= few.guided("guided_unseen", other, few.mean, tau)
     told("Words", 0, 2)
     figures |= bench.said("instruct", [instruction(model, person.belief) for person in people])
     told("Words", 1, 2)
-    figures |= bench.said("examples", [examples(model, person.said, 2, 900) for person in people])
+    figures |= few.said("examples", [examples(model, person.said, 2, 900) for person in once])
     figures |= {
         "broken.best_of_8": figures["broken.best_of_8.personal"],
         "guided.share_of_gain": figures["gain.guided"] / figures["gain.best_of_8.personal"],
@@ -107,7 +114,7 @@ def _strength(
     people: list[Asked],
     told: Stage,
 ) -> float:
-    """The τ under which the judge likes answers best to prompts that the head was trained on."""
+    """The τ under which the judge likes answers best to prompts that nothing else is measured on."""
     asked = prompts * len(people)
     weights = np.repeat(np.stack([person.belief.mean for person in people]), len(prompts), axis=0)
     found = []

@@ -189,7 +189,7 @@ def measure(cell: Cell, folder: Path, seed: int = 0) -> dict[str, Any]:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found), encoding="utf-8")
     part.replace(path)
-    return found
+    return measure(cell, folder, seed)  # as it is read later on
 
 
 def _train(

@@ -24,6 +24,7 @@ from palate.errors import InputError
 from palate.feedback import Reply
 from palate.rewards import RewardModel
 from palate.rewards.fitting import Stage
+from palate.satisfaction.follower import RewardFollower
 from palate.satisfaction.scorer import SatisfactionScorer
 from palate.store import Store, User
 from palate.store.interview import posterior_of, register
@@ -72,7 +73,7 @@ class Round:
         taste: what the person liked then.
         pleased: mean satisfaction of the person with the answers, as the judge knows it, in [0, 1].
         read: mean satisfaction that was read in the replies on taste.
-        foretold: mean satisfaction that the follower foretold of the answers, before it knew the replies.
+        foretold: mean satisfaction that was foretold of the answers by what was known of the person before.
         broken: share of the answers that were broken.
         rescored: examples of history that were scored anew.
     """
@@ -124,7 +125,7 @@ def follow(
         )  # fmt: skip
         for number in range(len(done) + 1, plan.rounds + 1):
             told("Following", number - 1, plan.rounds)
-            one = loop.talk(number)
+            one = loop.talk(number, settings.max_tokens)
             loop.train(number, settings, told)
             done.append(one)
             # The last that is written: without it the round is done again, from replies that are kept.
@@ -135,12 +136,9 @@ def follow(
 
 def _read(folder: Path, plan: Plan, settings: Settings, model: RewardModel, prompts: Sequence[str]) -> list[Round]:
     """The rounds that are done; a line that was cut off is none."""
-    path, told = (
-        folder / "plan.json",
-        json.loads(
-            json.dumps({**asdict(plan), **asdict(settings), "fingerprint": model.fingerprint, "prompts": list(prompts)})
-        ),
-    )
+    path = folder / "plan.json"
+    told = {"plan": asdict(plan), "settings": asdict(settings), "fingerprint": model.fingerprint, "prompts": prompts}
+    told = json.loads(json.dumps(told))
     if path.exists() and json.loads(path.read_text("utf-8")) != told:
         raise InputError(f"{str(folder)!r} holds another run; give the same settings, or another output")
     path.write_text(json.dumps(told), encoding="utf-8")
@@ -168,20 +166,21 @@ class _Loop:
     def _adapter(self, number: int) -> Path | None:
         return self.folder / f"adapter-{number}" if number else None
 
-    def talk(self, number: int) -> Round:
+    def talk(self, number: int, max_tokens: int) -> Round:
         """Answer, let the person reply, read and keep the replies, and score history anew."""
         plan, prompts, store = self.plan, self.prompts, self.rescorer.store
         source = LocalModel.load(self.policy, adapter=self._adapter(number - 1))
         kind = plan.tastes[2 * (number - 1) >= plan.rounds]
-        drawn = source.draw(prompts, plan.answers, Sampling(max_tokens=320, seed=plan.seed * 1_000 + number))
+        drawn = source.draw(prompts, plan.answers, Sampling(max_tokens=max_tokens, seed=plan.seed * 1_000 + number))
         asked = [prompt for prompt in prompts for _ in range(plan.answers)]
         answers = [one for those in drawn for one in those]
         seen = _seen(self.judge, asked, answers)
         rng = np.random.default_rng([plan.seed, number])
         levels = feelings(Person(kind), seen)
-        believed = posterior_of(store, self.rescorer.model, self.person, keep=False)
+        earlier = [one.record for one in store.evidence(self.person) if not one.id.startswith(f"{number}-")]
+        believed = self.rescorer.model.posterior(earlier, half_life=plan.half_life)
         phi = self.rescorer.model.centred(asked, [one.text for one in answers])
-        foretold = self.rescorer.follower().foretold(phi, believed)
+        foretold = RewardFollower(self.rescorer.model).foretold(phi, believed)
         for place, (level, poles) in enumerate(levels):
             said = Reply(
                 user_id=plan.user,

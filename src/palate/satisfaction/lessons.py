@@ -43,14 +43,9 @@ class Lesson:
     weight: float = 1.0
 
     @property
-    def twin(self) -> bool:
-        """Whether another differs from it in the last letter of the id."""
-        return self.name[-1:] in ("a", "b")
-
-    @property
     def group(self) -> str:
         """What must stay on one side of a split: itself, or itself and its twin."""
-        return self.name[:-1] if self.twin else self.name or self.text
+        return self.name[:-1] if self.name[-1:] in ("a", "b") else self.name or self.text
 
 
 def read_goemotions(folder: str | Path, split: str) -> list[Lesson]:

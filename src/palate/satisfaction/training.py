@@ -58,8 +58,6 @@ class Recipe:
         decay: from layer to layer.
         batch: texts.
         mixed: comments mixed in for each reply.
-        twins: weight of a reply that has a twin. They are written to be hard, and are far more of the bank than of what
-            people type.
         emotion_average: share of the first step's way that the moving average of the weights looks back over.
         reply_average: the same in the second step.
         dropout: within the encoder.
@@ -67,7 +65,7 @@ class Recipe:
     """
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    emotion_networks: int = 2
+    emotion_networks: int = 4
     reply_networks: int = 2
     emotion_epochs: int = 2
     reply_epochs: int = 3
@@ -78,7 +76,6 @@ class Recipe:
     decay: float = 0.85
     batch: int = 48
     mixed: float = 0.6
-    twins: float = 0.3
     emotion_average: float = 0.38
     reply_average: float = 0.12
     dropout: float = 0.15
@@ -187,8 +184,8 @@ def remembered_emotions(
     processes: int = 1,
 ) -> Network:
     """As `learn_emotions`, from where it was kept in a folder if the same was learned before."""
-    first_step = replace(recipe, reply_networks=0, reply_epochs=0, reply_rate=0.0, reply_average=0.0)
-    first_step = replace(first_step, mixed=0.0, twins=0.0, emotion_again_epochs=0, emotion_again_rate=0.0)
+    first_step = replace(recipe, reply_networks=0, reply_epochs=0, reply_rate=0.0, reply_average=0.0, mixed=0.0)
+    first_step = replace(first_step, emotion_again_epochs=0, emotion_again_rate=0.0)
     digest = sha256(repr((HALF, first_step)).encode())
     for lesson in comments:
         digest.update(repr((lesson.text, lesson.satisfaction, sorted(lesson.emotions or ()))).encode())
@@ -242,8 +239,7 @@ def train(
     else:
         network = remembered_emotions(network, tokenizer, comments, recipe, remember, told, processes)
     fold = folds(replies, recipe.seed)
-    weighed = [replace(x, weight=x.weight * recipe.twins) if x.twin else x for x in replies]
-    lessons = [[reply] for reply in weighed]
+    lessons = [[reply] for reply in replies]
 
     def without(parts: Sequence[int | None]) -> list[Network]:
         jobs: list[Job] = []
@@ -254,7 +250,7 @@ def train(
         return [soup(learned[k : k + recipe.reply_networks]) for k in range(0, len(learned), recipe.reply_networks)]
 
     if augmentation is not None:
-        lessons = _families(weighed, fold, without(range(FOLDS)), tokenizer, augmentation)
+        lessons = _families(replies, fold, without(range(FOLDS)), tokenizer, augmentation)
     *networks, whole = without([*range(FOLDS), None])
     whole = relearn_emotions(whole, tokenizer, comments, recipe, told)
     held_out = _held_out(replies, fold, [rounded(network) for network in networks], tokenizer)
