@@ -42,7 +42,7 @@ def test_logits_move_by_what_the_head_says_of_each_persons_taste(name):
     model = local(name).model
     with torch.inference_mode():
         plain = model(input_ids=ids, output_hidden_states=True)
-        with guided(model, head, lam, temperature=0.5):
+        with guided(model, head, lam, temperature=0.5, plausible=0):
             moved = model(input_ids=ids).logits
         states = plain.hidden_states[-1]
         for person in range(2):
@@ -57,7 +57,7 @@ def test_logits_move_by_what_the_head_says_of_each_persons_taste(name):
 
 def test_without_a_taste_and_after_the_context_nothing_moves():
     before = logits_of("qwen2", 2)
-    with guided(local().model, random_head(), np.zeros((2, fitted().n_rewards))):
+    with guided(local().model, random_head(), np.zeros((2, fitted().n_rewards)), plausible=0):
         assert torch.equal(logits_of("qwen2", 2), before)
     with pytest.raises(RuntimeError), guided(local().model, random_head(), weights(2)):
         raise RuntimeError

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def guided(model: "PreTrainedModel", head: ValueHead, weights: Floats, temperature: float = 1.0) -> Iterator[None]:
+def guided(
+    model: "PreTrainedModel", head: ValueHead, weights: Floats, temperature: float = 1.0, *, plausible: float = 0.02
+) -> Iterator[None]:
     """Within this context the model's logits are moved, so that `model.generate` works as it is.
 
     Args:
@@ -33,9 +35,11 @@ def guided(model: "PreTrainedModel", head: ValueHead, weights: Floats, temperatu
         head: its value head.
         weights: (B, J) λ of each row of a batch; rows that `generate` repeats follow each other.
         temperature: τ > 0, in logits of reward: the smaller, the stronger.
+        plausible: in [0, 1): tokens less likely to the model than this share of its likeliest are not written at all,
+            as the head has never seen it write them (the paper looks at the k likeliest alone); 0 leaves all.
 
     Raises:
-        InputError: τ is not above 0, or the weights are not of the head's rank.
+        InputError: τ is not above 0, `plausible` is out of its range, or the weights are not of the head's rank.
         ModelError: the head is of another model.
 
     Example:
@@ -46,6 +50,8 @@ def guided(model: "PreTrainedModel", head: ValueHead, weights: Floats, temperatu
         raise InputError(f"temperature {temperature!r} is not above 0; give 1, or less for a stronger hand")
     if weights.ndim != 2 or weights.shape[1] != head.n_rewards:
         raise InputError(f"weights of shape {weights.shape} are not (batch, {head.n_rewards}), as the value head's are")
+    if not 0 <= plausible < 1:
+        raise InputError(f"plausible {plausible!r} is not in [0, 1); give a small share such as 0.02")
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     head.fits(output)
     device = output.weight.device
@@ -63,7 +69,12 @@ def guided(model: "PreTrainedModel", head: ValueHead, weights: Floats, temperatu
         if rest:
             raise InputError(f"A batch of {len(states)} rows does not fit the weights of {len(moved)} people")
         rows = moved if times == 1 else moved.repeat_interleave(times, dim=0)
-        said.logits += (states.float() @ rows @ tokens).to(said.logits.dtype)
+        added = (states.float() @ rows @ tokens).to(said.logits.dtype)
+        if plausible > 0:
+            # Not −∞: a likelihood times a mask of 0 would be no number.
+            unlikely = said.logits < said.logits.amax(-1, keepdim=True) + np.log(plausible)
+            added = added.masked_fill(unlikely, torch.finfo(added.dtype).min / 2)
+        said.logits += added
         return said
 
     handles = [output.register_forward_pre_hook(keep), model.register_forward_hook(move)]
