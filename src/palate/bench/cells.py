@@ -67,7 +67,7 @@ class Cell:
     seed: int = 0
     judged: bool = False
     noise: float = 0.0
-    rounds: int = 20
+    rounds: int = 10
     more: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -136,7 +136,7 @@ def world(seed: int) -> World:
 
 
 def settings_of(cell: Cell) -> Settings:
-    """The same budget for all: 20 rounds of 32 completions, gone through four times."""
+    """The same budget for all: rounds of 32 completions, gone through four times."""
     return Settings(
         rounds=cell.rounds,
         prompts=4,
