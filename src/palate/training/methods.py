@@ -1,5 +1,6 @@
 """Fine-tuning by TraceBias, PPO, DPO, GRPO or RLOO, all on the same footing: one model, one reward, one budget."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,8 @@ def trainer_of(
     if method not in METHODS:
         raise InputError(f"Method {method!r} is not one of {', '.join(METHODS)}")
     told = told or (lambda *_: None)
+    # TRL sets it by its old name, and whoever trains can do nothing about it.
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing.*is deprecated", FutureWarning)
     callbacks = [_EachStepBySeed(settings.seed), _Progress(told)]
     asked = _asked(prompts, settings)
     peft = _adapter(settings)
