@@ -223,6 +223,11 @@ def test_settings_that_make_no_sense_are_refused(settings, told):
         Settings(**{**vars(SMALL), **settings})
 
 
+def test_a_round_that_the_processes_cannot_share_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"A round of 8 completions is no multiple of micro_batch 4 on 3 processes"):
+        trainer_of("grpo", LocalModel.load(str(policy())), PROMPTS, vowels, SMALL, tmp_path, processes=3)
+
+
 def test_a_setting_that_a_method_does_not_have_is_named(tmp_path):
     with pytest.raises(InputError, match=r"GRPOConfig has no such setting.*gamma"):
         tuned(tmp_path / "out", "grpo", Settings(**{**vars(SMALL), "more": {"gamma": 0.5}}))

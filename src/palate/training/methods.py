@@ -115,11 +115,17 @@ def trainer_of(
         told: told of each step.
 
     Raises:
-        InputError: the method is not known, `more` names what its configuration has not, or DPO finds no two
+        InputError: the method is not known, a round is no multiple of what the processes take at once, `more` names what its configuration has not, or DPO finds no two
             completions of a prompt that differ in reward.
     """
     if method not in METHODS:
         raise InputError(f"Method {method!r} is not one of {', '.join(METHODS)}")
+    batch = settings.prompts * settings.completions
+    if batch % (settings.micro_batch * processes):
+        raise InputError(
+            f"A round of {batch} completions is no multiple of micro_batch {settings.micro_batch!r} on {processes} "
+            "processes; lower micro_batch, or ask for more completions"
+        )
     told = told or (lambda *_: None)
     # TRL sets it by its old name, and whoever trains can do nothing about it.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.*is deprecated", FutureWarning)
@@ -128,14 +134,14 @@ def trainer_of(
     peft = _adapter(settings)
     if method == "dpo":
         pairs = _pairs(source, asked, reward, settings, told)
-        count = settings.rounds * settings.passes * settings.micro_batch
+        count = settings.rounds * settings.passes * settings.micro_batch * processes
         rows = Dataset.from_list([pairs[i] for i in _in_turn(len(pairs), count, settings.seed)])
         config = _configured(
             DPOConfig,
             settings,
             folder,
             max_steps=settings.rounds * settings.passes,
-            per_device_train_batch_size=settings.micro_batch // processes,
+            per_device_train_batch_size=settings.micro_batch,
             train_sampling_strategy="sequential",
         )
         trainer = DPOTrainer(
@@ -148,7 +154,6 @@ def trainer_of(
         )
         return _silent(trainer)
     make, configuration = _ONLINE[method]
-    batch = settings.prompts * settings.completions
     config = _configured(
         configuration,
         settings,
