@@ -115,8 +115,8 @@ def trainer_of(
         told: told of each step.
 
     Raises:
-        InputError: the method is not known, a round is no multiple of what the processes take at once, `more` names what its configuration has not, or DPO finds no two
-            completions of a prompt that differ in reward.
+        InputError: the method is not known, a round is no multiple of what the processes take at once, `more` names
+            what its configuration has not, or DPO finds no two completions of a prompt that differ in reward.
     """
     if method not in METHODS:
         raise InputError(f"Method {method!r} is not one of {', '.join(METHODS)}")
