@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from tests.finetune_support import INDEXED, light_of, settings_of, task, tower
 
 from palate.encoders import load_encoder
-from palate.rewards.finetuning import is_main_process
+from palate.rewards.finetuning import is_main_process, part
 from palate.rewards.finetuning.training import Run, train
 
 
@@ -25,6 +25,7 @@ def main(folder: str, method: str, texts: str, output: str) -> None:
     _, state = train(tower(encoder, settings), task(encoder), settings, 1, seed=0)
     if is_main_process():
         save_file(found | {f"weight.{name}": tensor.contiguous() for name, tensor in state.items()}, Path(output))
+    part()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from tests.training_support import PROMPTS, vowels
 
 from palate.alignment.local import LocalModel
+from palate.rewards.finetuning import part
 from palate.training import launch
 from palate.training.methods import Settings
 
@@ -35,6 +36,7 @@ def main(model: str, output: str) -> None:
         for name, state in parts.items()
     }
     (Path(output) / f"{PartialState().process_index}.json").write_text(json.dumps(digests))
+    part()
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def command(method: str) -> Callable[..., None]:
             raise InputError("--config is of accelerate; give --engine accelerate with it")
         from palate.alignment.local import LocalModel
         from palate.rewards import RewardModel
-        from palate.rewards.finetuning import is_main_process
+        from palate.rewards.finetuning import is_main_process, part
         from palate.training.launch import Whose, fine_tune
         from palate.training.methods import Settings
 
@@ -148,6 +148,7 @@ def command(method: str) -> Callable[..., None]:
         whose = Whose(tuple(names), reward_model.fingerprint)
         with progress() as told:
             made = fine_tune(method, LocalModel.load(policy), asked, reward, output, settings, whose=whose, told=told)
+        part()
         if not is_main_process():
             return
         if as_json:

@@ -163,7 +163,7 @@ def fit(
     from palate.encoders import load_encoder
     from palate.rewards import fit as fit_model
     from palate.rewards.evidence import heard
-    from palate.rewards.finetuning import Finetune, is_main_process
+    from palate.rewards.finetuning import Finetune, is_main_process, part
     from palate.rewards.folder import check_target
 
     started = time.perf_counter()
@@ -195,6 +195,7 @@ def fit(
             half_life="learn" if half_life == "learn" else float(half_life),
             progress=told,
         )
+    part()
     if not is_main_process():  # of those that `accelerate launch` started
         return
     model.save(output)

@@ -4,9 +4,18 @@ import os
 
 from palate.rewards.finetuning.settings import METHODS, Finetune, Tuned
 
-__all__ = ["METHODS", "Finetune", "Tuned", "is_main_process"]
+__all__ = ["METHODS", "Finetune", "Tuned", "is_main_process", "part"]
 
 
 def is_main_process() -> bool:
     """Whether this process writes and prints, where `accelerate launch` has started several."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def part() -> None:
+    """End what the processes share, once all is trained: one that ends with its threads still waiting may abort."""
+    if "RANK" in os.environ:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
