@@ -449,7 +449,20 @@ def test_nothing_of_someone_forgotten_is_left_in_the_files(store, path):
         store.append(secret, reply, evidence_id=f"sécret-{number}")
     store.save_posterior(secret, MODEL, np.zeros(2), np.eye(2), evidence_count=2, expected_version=0)
     assert traces(path, "sécret")
-    tables_of_people = ("posterior", "evidence", "query", "user", "example", "score", "learned", "reservoir", "replay")
+    tables_of_people = (
+        "posterior",
+        "evidence",
+        "query",
+        "user",
+        "example",
+        "score",
+        "learned",
+        "reservoir",
+        "replay",
+        "completion",
+        "feedback",
+        "job",
+    )
     nothing = dict.fromkeys(tables_of_people, 0)
     assert store.forget(secret) == {**nothing, "posterior": 1, "evidence": 100, "query": 50, "user": 1}
     assert traces(path, "sécret") == []

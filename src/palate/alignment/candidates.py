@@ -7,10 +7,11 @@
 | known answers, such as those that ship with Palate | `Known`, here |
 """
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Sampling:
         max_tokens: of an answer, ≥ 1.
         stop: an answer ends before any of these.
         seed: same seed, same answers, where the source honours it.
+        more: further arguments of a request to an endpoint; other sources have none.
 
     Raises:
         InputError: a value is out of its range.
@@ -47,6 +49,7 @@ class Sampling:
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < np.inf:
@@ -73,6 +76,7 @@ class Candidate:
     Args:
         text: what it says.
         tokens: how many it took.
+        prompt_tokens: how many were read for it; of several answers to one request the first bears them all.
         cut: whether it ran into `max_tokens`.
         ids: its tokens, the end's with them if it came to one, where the source is a model on this machine.
     """
@@ -81,6 +85,7 @@ class Candidate:
     tokens: int
     cut: bool = False
     ids: tuple[int, ...] = ()
+    prompt_tokens: int = 0
 
 
 class Source(Protocol):
@@ -141,8 +146,9 @@ class Known:
         drawn = []
         for prompt in prompts:
             texts = self.answers[self.nearest(prompt)]
-            chosen = rng.permutation(len(texts))[:n]
-            drawn.append([Candidate(texts[i], len(texts[i].split())) for i in chosen])
+            read = len(as_text(prompt).split())
+            few = rng.permutation(len(texts))[:n]
+            drawn.append([_as_drawn(texts[i], sampling, 0 if place else read) for place, i in enumerate(few)])
         return drawn
 
     async def stream(self, prompt: Text, sampling: Sampling) -> AsyncIterator[str]:
@@ -152,28 +158,54 @@ class Known:
             yield word + " "
 
     def nearest(self, prompt: Text) -> str:
-        """The known prompt most like one.
+        """The known prompt most like one; in a conversation like what was asked last that any is like.
+
+        "Shorter, please" is no question, so that the one before it is answered again.
 
         Raises:
             InputError: none is alike.
         """
-        asked = _last(prompt)
-        likeness = {known: SequenceMatcher(None, _plain(asked), _plain(known)).ratio() for known in self.answers}
-        best = max(likeness, key=likeness.__getitem__, default=None)
-        if best is None or likeness[best] < self.alike:
+        turns = _asked(prompt)
+        found = next((one for one in map(self._most_like, turns) if one), None)
+        if found is None:
             example = next(iter(self.answers), "")
             raise InputError(
-                f"There is no answer to {asked[:80]!r} among the {self.name}; name a model to ask, "
+                f"There is no answer to {turns[0][:80]!r} among the {self.name}; name a model to ask, "
                 f"or ask what they answer, such as {example!r}"
             )
-        return best
+        return found
+
+    def _most_like(self, asked: str) -> str | None:
+        if exact := self._known.get(_plain(asked)):
+            return exact
+        # Not more than a long question's worth: likeness takes time that grows with the product of lengths.
+        likeness = {
+            known: SequenceMatcher(None, _plain(asked[:2_000]), plain).ratio() for plain, known in self._known.items()
+        }
+        best = max(likeness, key=likeness.__getitem__, default=None)
+        return None if best is None or likeness[best] < self.alike else best
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        return {_plain(prompt): prompt for prompt in self.answers}
 
 
-def _last(prompt: Text) -> str:
-    """What was asked last."""
+def _as_drawn(text: str, sampling: Sampling, read: int) -> Candidate:
+    """A known answer as if it had been written so, a word a token."""
+    for stop in sampling.stop:
+        text = text.partition(stop)[0]
+    words = text.split()
+    cut = len(words) > sampling.max_tokens
+    if cut:
+        text = " ".join(words[: sampling.max_tokens])
+    return Candidate(text.strip(), min(len(words), sampling.max_tokens), cut, prompt_tokens=read)
+
+
+def _asked(prompt: Text) -> list[str]:
+    """What was said by the user, the latest first."""
     if isinstance(prompt, str):
-        return prompt
-    return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), as_text(prompt))
+        return [prompt]
+    return [m["content"] for m in reversed(prompt) if m["role"] == "user"] or [as_text(prompt)]
 
 
 def _plain(text: str) -> str:

@@ -134,8 +134,12 @@ class Endpoint:
             text = getattr(getattr(choice, "message", None), "content", None)
             if isinstance(text, str) and text.strip():
                 found.append((text, getattr(choice, "finish_reason", None) == "length"))
-        spent = getattr(getattr(completion, "usage", None), "completion_tokens", None) or 0
-        return [Candidate(text, spent // len(choices), cut) for text, cut in found]
+        usage = getattr(completion, "usage", None)
+        spent, read = (getattr(usage, name, None) or 0 for name in ("completion_tokens", "prompt_tokens"))
+        return [
+            Candidate(text, spent // len(choices), cut, prompt_tokens=0 if place else read)
+            for place, (text, cut) in enumerate(found)
+        ]
 
     async def stream(self, prompt: Text, sampling: Sampling) -> AsyncIterator[str]:
         """As `palate.alignment.candidates.Source.stream`."""
@@ -158,23 +162,63 @@ class Endpoint:
         if not said:
             raise UpstreamError(f"{self.name} at {self.url} gave an empty answer; look at what it logs")
 
-    async def _arguments(self, prompt: Text, n: int, sampling: Sampling) -> dict[str, Any]:
+    async def forward(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request as it is, and what the endpoint makes of it: for what is no mere text, such as tools or pictures.
+
+        Raises:
+            UpstreamError: the endpoint is out of reach, or refuses.
+        """
+        async with self._free:
+            said = await self._told(self._client.chat.completions.create(**await self._with_model(body)))
+        if not hasattr(said, "model_dump"):
+            raise self._rubbish(said)
+        return dict(said.model_dump(mode="json", exclude_unset=True))
+
+    async def forward_stream(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """The same, chunk by chunk."""
+        async with self._free:
+            asked = {**await self._with_model(body), "stream": True}
+            chunks = await self._told(self._client.chat.completions.create(**asked))
+            while True:
+                try:
+                    chunk = await self._told(anext(chunks), 1)
+                except StopAsyncIteration:
+                    return
+                yield chunk.model_dump(mode="json", exclude_unset=True)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The models that the endpoint lists."""
+        listed = await self._told(self._client.models.list())
+        found = getattr(listed, "data", None) or ()
+        return [dict(model.model_dump(mode="json", exclude_unset=True)) for model in found]
+
+    async def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
+        return body if body.get("model") else {**body, "model": await self._first_model()}
+
+    async def _first_model(self) -> str:
         if self._model is None:
             listed = await self._told(self._client.models.list())
             names = [model.id for model in getattr(listed, "data", None) or ()]
             if not names:
                 raise self._rubbish(listed)
             self._model = names[0]
-        arguments = {
-            "model": self._model,
-            "messages": as_messages(prompt),
-            "n": n if n > 1 else None,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p if sampling.top_p < 1 else None,
-            "max_tokens": sampling.max_tokens,
-            "stop": list(sampling.stop) or None,
-            "seed": sampling.seed,
-        } | self._options
+        return self._model
+
+    async def _arguments(self, prompt: Text, n: int, sampling: Sampling) -> dict[str, Any]:
+        arguments = (
+            {
+                "model": sampling.more.get("model") or await self._first_model(),
+                "messages": as_messages(prompt),
+                "n": n if n > 1 else None,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p if sampling.top_p < 1 else None,
+                "max_tokens": sampling.max_tokens,
+                "stop": list(sampling.stop) or None,
+                "seed": sampling.seed,
+            }
+            | self._options
+            | dict(sampling.more)
+        )
         return {name: value for name, value in arguments.items() if value is not None}
 
     async def _told(self, request: Any, said: int = 0) -> Any:

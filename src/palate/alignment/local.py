@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -17,7 +17,7 @@ from palate.feedback import Text, as_text
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteriaList
 
 DATE = "26 Jul 2024"
 """Told to templates that write today's date: the same prompt would be another text tomorrow."""
@@ -98,8 +98,16 @@ class LocalModel:
         return int(min(positions, self.tokenizer.model_max_length))
 
     async def sample(self, prompts: Sequence[Text], n: int, sampling: Sampling) -> list[list[Candidate]]:
-        """As `palate.alignment.candidates.Source.sample`; in a thread, one request after the other."""
-        return told_apart(self.name, await asyncio.to_thread(self.draw, prompts, n, sampling))
+        """As `palate.alignment.candidates.Source.sample`; in a thread, one request after the other.
+
+        Who is cancelled while it waits stops the writing.
+        """
+        left = Event()
+        try:
+            drawn = await asyncio.to_thread(self.draw, prompts, n, sampling, left=left)
+        finally:
+            left.set()  # nobody waits for it any more
+        return told_apart(self.name, drawn)
 
     def draw(
         self,
@@ -108,6 +116,7 @@ class LocalModel:
         sampling: Sampling,
         *,
         steered: Callable[[Sequence[int]], AbstractContextManager[object]] | None = None,
+        left: Event | None = None,
     ) -> list[list[Candidate]]:
         """Answers to each prompt, `batch` at once; also such as say nothing.
 
@@ -117,6 +126,7 @@ class LocalModel:
             sampling: how they are drawn.
             steered: called with the number of the prompt of each row of a batch, for a context in which the batch is
                 written, as `palate.alignment.guided` does to lead each row to another person's taste.
+            left: once it is set, nothing more is written.
 
         Raises:
             InputError: n is not from 1 to `MOST`, or a prompt leaves no room in the window for an answer.
@@ -133,14 +143,17 @@ class LocalModel:
         found: list[list[Candidate]] = [[] for _ in prompts]
         with self._turn, _seeded(sampling.seed):
             for first in range(0, len(rows), self.batch):
+                if left is not None and left.is_set():
+                    break
                 part = rows[first : first + self.batch]
                 with torch.inference_mode(), steered(part) if steered else nullcontext():
-                    written = self._written([ids[i] for i in part], sampling)
+                    written = self._written([ids[i] for i in part], sampling, left)
                 for i, candidate in zip(part, written, strict=True):
-                    found[i].append(candidate)
+                    # The prompt is read once for all answers to it.
+                    found[i].append(replace(candidate, prompt_tokens=0 if found[i] else len(ids[i])))
         return found
 
-    def _written(self, ids: Sequence[list[int]], sampling: Sampling) -> list[Candidate]:
+    def _written(self, ids: Sequence[list[int]], sampling: Sampling, left: Event | None = None) -> list[Candidate]:
         """An answer to each prompt of one batch."""
         import torch
 
@@ -154,6 +167,7 @@ class LocalModel:
         out = generate(
             padded.to(self.model.device),
             attention_mask=mask.to(self.model.device),
+            stopping_criteria=None if left is None else _until(left),
             **self._arguments(sampling),
         )
         return [self._candidate(row, sampling) for row in out[:, width:].tolist()]
@@ -184,7 +198,7 @@ class LocalModel:
 
     async def stream(self, prompt: Text, sampling: Sampling) -> AsyncIterator[str]:
         """As `palate.alignment.candidates.Source.stream`; who stops listening stops the writing."""
-        from transformers import StoppingCriteriaList, TextIteratorStreamer
+        from transformers import TextIteratorStreamer
 
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         ids = self._ids(prompt, sampling.max_tokens)
@@ -202,9 +216,7 @@ class LocalModel:
                         tokens,
                         attention_mask=torch.ones_like(tokens),
                         streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList(
-                            [lambda rows, _: torch.full((len(rows),), left.is_set())]
-                        ),
+                        stopping_criteria=_until(left),
                         **self._arguments(sampling),
                     )
             except BaseException as error:
@@ -302,6 +314,14 @@ def _seeded(seed: int | None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def _until(left: Event) -> "StoppingCriteriaList":
+    """Ends all answers of a batch once nobody waits for them."""
+    import torch
+    from transformers import StoppingCriteriaList
+
+    return StoppingCriteriaList([lambda rows, _: torch.full((len(rows),), left.is_set(), device=rows.device)])
 
 
 def told_apart(name: str, drawn: list[list[Candidate]]) -> list[list[Candidate]]:

@@ -24,7 +24,7 @@ from palate.alignment.best_of_n import Taken, Taking, best_of_n, gain_of_more
 from palate.alignment.candidates import Candidate, Sampling, Source, check_count
 from palate.alignment.instruct import examples, instruction, with_system
 from palate.errors import InputError, ModelError
-from palate.feedback import Record, Text
+from palate.feedback import Record, Text, as_text
 from palate.rewards import RewardModel
 from palate.rewards.beliefs import Belief
 
@@ -71,6 +71,8 @@ class Answer:
         system: what was put before the prompt, if anything.
         taken: all candidates with their scores; of one candidate, too.
         drawn: candidates that were drawn, duplicates included.
+        prompt_tokens: read for all of these.
+        tokens: written for all of them.
         seconds: that it took.
     """
 
@@ -80,12 +82,9 @@ class Answer:
     system: str | None
     taken: Taken
     drawn: int
+    prompt_tokens: int
+    tokens: int
     seconds: float
-
-    @property
-    def tokens(self) -> int:
-        """Spent on all distinct candidates."""
-        return sum(one.tokens for one in self.taken.candidates)
 
 
 @dataclass(frozen=True)
@@ -192,14 +191,24 @@ class Personalizer:
             async for piece in self.source.stream(asked, sampling):
                 pieces.append(piece)
                 heard(piece)
-            one = Candidate("".join(pieces).strip(), len(pieces))
-            taken, drawn = best_of_n(self.model, None if person is None else person.belief, prompt, [one]), 1
+            read = len(as_text(asked).split())  # a stream tells no tokens
+            drawn = [Candidate("".join(pieces).strip(), len(pieces), prompt_tokens=read)]
+            taken = await self._choose(person, prompt, drawn)
         else:
             taken, drawn = await self._taken(prompt, asked, person, parts, sampling)
             if heard:
                 heard(taken.text)
-        name = "+".join(parts) or "off"
-        return Answer(taken.text, name, guarded, system, taken, drawn, time.perf_counter() - begun)
+        return Answer(
+            taken.text,
+            "+".join(parts) or "off",
+            guarded,
+            system,
+            taken,
+            len(drawn),
+            sum(one.prompt_tokens for one in drawn),
+            sum(one.tokens for one in drawn),
+            time.perf_counter() - begun,
+        )
 
     def _words(self, parts: Sequence[str], person: Person | None) -> str | None:
         if person is None:
@@ -212,30 +221,37 @@ class Personalizer:
 
     async def _taken(
         self, prompt: Text, asked: Text, person: Person | None, parts: Sequence[str], sampling: Sampling
-    ) -> tuple[Taken, int]:
-        """The candidate taken, round after round, and how many were drawn."""
+    ) -> tuple[Taken, list[Candidate]]:
+        """The candidate taken, round after round, and all that were drawn."""
         belief = None if person is None else person.belief
         most = self.effort.candidates if "best-of-n" in parts else 1
         rng = np.random.default_rng(sampling.seed)
         found: dict[str, Candidate] = {}
-        drawn = 0
+        drawn: list[Candidate] = []
         while True:
-            n = min(self.effort.at_once, most - drawn)
+            n = min(self.effort.at_once, most - len(drawn))
             now = replace(
-                sampling.moved(drawn),
-                temperature=sampling.temperature * (1 + self.effort.hotter * (drawn // self.effort.at_once)),
+                sampling.moved(len(drawn)),
+                temperature=sampling.temperature * (1 + self.effort.hotter * (len(drawn) // self.effort.at_once)),
             )
             new = await self._sample(asked, belief, n, parts, now)
             before = len(found)
             for one in new:
                 found.setdefault(one.text, one)
-            drawn += len(new)
-            taken = best_of_n(self.model, belief, prompt, list(found.values()), self.taking, rng)
-            left = most - drawn
+            drawn += new
+            taken = await self._choose(person, prompt, list(found.values()), rng)
+            left = most - len(drawn)
             if left <= 0 or len(found) == before or len(new) < n:
                 return taken, drawn
             if gain_of_more([one.score for one in taken.candidates], left) < self.effort.tolerance:
                 return taken, drawn
+
+    async def _choose(
+        self, person: Person | None, prompt: Text, found: list[Candidate], rng: np.random.Generator | None = None
+    ) -> Taken:
+        # In a thread: answers that were never read before go through the encoder, which would hold up everybody else.
+        belief = None if person is None else person.belief
+        return await asyncio.to_thread(best_of_n, self.model, belief, prompt, found, self.taking, rng)
 
     async def _sample(
         self, asked: Text, belief: Belief | None, n: int, parts: Sequence[str], sampling: Sampling

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from palate import __version__
-from palate.cli import bench, chat, collect, demo, follow, models, people, replies, study, train
+from palate.cli import bench, chat, collect, demo, follow, models, people, replies, serve, study, train
 from palate.errors import PalateError
 
 # What typer makes of Ctrl-C.
@@ -50,10 +50,15 @@ app.command()(people.explain)
 app.command()(people.refit)
 app.command()(chat.chat)
 app.command()(follow.follow)
+app.command()(serve.serve)
 app.command()(bench.bench)
 app.add_typer(replies.app)
 app.add_typer(train.app)
 app.add_typer(study.app)
+app.add_typer(serve.keys)
+app.add_typer(serve.users)
+app.add_typer(serve.tenants)
+app.add_typer(serve.db)
 
 
 def main() -> None:

@@ -62,6 +62,7 @@ class Axis:
     """One base reward.
 
     Args:
+        number: which, counted from 0.
         words: the named styles that move along it most, strongest first; may be empty.
         high: (prompt, completion) of the known answers that it rewards most, against others to their prompt.
         low: the same at the other end.
@@ -69,6 +70,7 @@ class Axis:
         deviation: its posterior standard deviation.
     """
 
+    number: int
     words: list[str]
     high: list[tuple[Text, Text]]
     low: list[tuple[Text, Text]]
@@ -199,6 +201,7 @@ def _axes(model: RewardModel, user: Belief, shown: int = 2) -> list[Axis]:
         ]
         axes.append(
             Axis(
+                int(j),
                 words,
                 [_answer(model, i) for i in order[::-1][:shown]],
                 [_answer(model, i) for i in order[:shown]],

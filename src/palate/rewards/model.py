@@ -24,6 +24,7 @@ from palate.rewards.guard import Guard
 from palate.rewards.posterior import Observations, laplace_posterior, predict
 from palate.rewards.queries import pairs_within_prompts
 from palate.rewards.ratings import CHOICE, READINGS, Scales
+from palate.rewards.vectors import features_of, is_vector_text
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,14 @@ class RewardModel:
         keys = [(as_text(p), as_text(c)) for p, c in zip(prompts, completions, strict=True)]
         out = np.zeros((len(keys), self.n_rewards))
         known = [(i, self._row_of[key]) for i, key in enumerate(keys) if key in self._row_of]
-        unknown = [i for i, key in enumerate(keys) if key not in self._row_of]
+        vectors = [i for i, (_, text) in enumerate(keys) if is_vector_text(text)]
+        unknown = [i for i, key in enumerate(keys) if key not in self._row_of and not is_vector_text(key[1])]
         if known:
             places, rows = np.array(known).T
             out[places] = self.known.phi[rows]
+        if vectors:
+            raw = np.array([features_of(keys[i][1], self.encoder_revision) for i in vectors])
+            out[vectors] = base_rewards(raw, self.offset, self.weights)
         if unknown:
             raw = self.loaded_encoder().encode(
                 [keys[i][0] for i in unknown], [keys[i][1] for i in unknown], progress=progress
@@ -227,13 +232,21 @@ class RewardModel:
         """
         if self.encoder is None:
             encoder = load_encoder(str(self.encoder_folder) if self.encoder_folder else self.encoder_name)
-            if encoder.revision != self.encoder_revision:
-                raise EncoderError(
-                    f"Encoder {self.encoder_name!r} has revision {encoder.revision}, the model was fitted with "
-                    f"{self.encoder_revision}; install that one or fit anew"
-                )
-            self.encoder = encoder
+            self.encoder = self.check_encoder(encoder)
         return self.encoder
+
+    def check_encoder(self, encoder: Encoder) -> Encoder:
+        """The encoder, where it is the one that the model was fitted with.
+
+        Raises:
+            EncoderError: it is another.
+        """
+        if encoder.revision != self.encoder_revision:
+            raise EncoderError(
+                f"Encoder {self.encoder_name!r} has revision {encoder.revision}, the model was fitted with "
+                f"{self.encoder_revision}; install that one or fit anew"
+            )
+        return encoder
 
     def new_user(self) -> Belief:
         """What is known of somebody who said nothing yet: the population prior."""

@@ -1,6 +1,6 @@
 """What is remembered: people, their evidence, what was asked, and posteriors, in one database."""
 
-from palate.store.records import CHOICES, Choice, StoredEvidence, StoredPosterior, StoredQuery, User
+from palate.store.records import CHOICES, Choice, StoredEvidence, StoredPosterior, StoredQuery, Tenant, User
 from palate.store.repository import DEFAULT_TENANT, DEFAULT_URL, Store
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "StoredEvidence",
     "StoredPosterior",
     "StoredQuery",
+    "Tenant",
     "User",
 ]

@@ -23,9 +23,11 @@ from palate.store.tables import HEAD
 # What SQLite is told before a transaction's first statement.
 Begin = tuple[str, ...]
 READ: Begin = ("BEGIN",)
-WRITE: Begin = ("PRAGMA foreign_keys=ON", "BEGIN IMMEDIATE")
+WRITE: Begin = ("PRAGMA synchronous=FULL", "PRAGMA foreign_keys=ON", "BEGIN IMMEDIATE")
+# For what need not outlive a failure of power: it survives `kill -9` all the same, and waits for no disk.
+NOTE: Begin = ("PRAGMA synchronous=NORMAL", "PRAGMA foreign_keys=ON", "BEGIN IMMEDIATE")
 # To change a table in SQLite is to drop it for a changed copy: no reference to it may stand in the way.
-CHANGE_SCHEMA: Begin = ("PRAGMA foreign_keys=OFF", "BEGIN IMMEDIATE")
+CHANGE_SCHEMA: Begin = ("PRAGMA synchronous=FULL", "PRAGMA foreign_keys=OFF", "BEGIN IMMEDIATE")
 NO_TRANSACTION: Begin = ()
 
 # How long to wait for another process's transaction; a URL ending in ?timeout=60 waits a minute.

@@ -14,6 +14,25 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 
 @dataclass(frozen=True)
+class Tenant:
+    """Whose users are kept apart from all others'.
+
+    Attributes:
+        id: the store's own number.
+        name: as keys and commands name it.
+        learn: whether anything is learned of its users.
+        retention: ``texts``, or ``vectors``: once read, what people said is kept as the encoder's vectors alone.
+        completion_days: how long answers are remembered, so that feedback can refer to them.
+    """
+
+    id: int
+    name: str
+    learn: bool
+    retention: str
+    completion_days: int
+
+
+@dataclass(frozen=True)
 class User:
     """A person.
 
@@ -45,6 +64,7 @@ class StoredEvidence:
         query_id: the query that it answers, if any.
         withdrawn: whether it counts no more.
         given: the record as it came, without what was read in it.
+        provisional: whether it waits for something else to support it, and counts no more than if withdrawn.
     """
 
     id: str
@@ -53,6 +73,7 @@ class StoredEvidence:
     query_id: str | None
     withdrawn: bool
     given: Record
+    provisional: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from palate.rewards.elicitation import Query
 from palate.store import rows
 from palate.store import tables as t
 from palate.store.database import READ, WRITE, Database
-from palate.store.records import CHOICES, Choice, StoredEvidence, StoredPosterior, StoredQuery, User
+from palate.store.records import CHOICES, Choice, StoredEvidence, StoredPosterior, StoredQuery, Tenant, User
+from palate.store.traces import texts_in
 
 DEFAULT_URL = "sqlite:///palate.db"
 DEFAULT_TENANT = "default"
@@ -98,10 +99,58 @@ class Store:
         with self.database.transaction(WRITE) as db:
             rows.insert_if_absent(db, t.tenant, name=name)
 
+    def tenant(self, name: str = DEFAULT_TENANT) -> Tenant:
+        """The tenant of that name.
+
+        Raises:
+            InputError: there is none.
+        """
+        with self.database.transaction(READ) as db:
+            row = db.execute(sa.select(t.tenant).where(t.tenant.c.name == name)).one_or_none()
+        if row is None:
+            raise InputError(f"Unknown tenant: {name!r}; make it with Store.ensure_tenant first")
+        return rows.to_tenant(row)
+
+    def tenants(self) -> list[Tenant]:
+        """All tenants, in the order they came."""
+        with self.database.transaction(READ) as db:
+            return [rows.to_tenant(row) for row in db.execute(sa.select(t.tenant).order_by(t.tenant.c.id))]
+
+    def set_tenant(
+        self,
+        name: str,
+        *,
+        learn: bool | None = None,
+        retention: str | None = None,
+        completion_days: int | None = None,
+    ) -> Tenant:
+        """Change what holds for all of a tenant's users; None leaves a setting as it is.
+
+        Raises:
+            InputError: there is no such tenant, or a value is out of its range.
+        """
+        if retention not in (None, "texts", "vectors"):
+            raise InputError(f"Retention {retention!r} is not texts or vectors; give one of these")
+        if completion_days is not None and completion_days < 1:
+            raise InputError(f"completion_days {completion_days!r} is not 1 or more; feedback comes after an answer")
+        given = {"learn": learn, "retention": retention, "completion_days": completion_days}
+        values = {key: value for key, value in given.items() if value is not None}
+        if values:
+            with self.database.transaction(WRITE) as db:
+                db.execute(t.tenant.update().where(t.tenant.c.name == name).values(values))
+        return self.tenant(name)
+
     def user(self, external_id: str, tenant: str = DEFAULT_TENANT) -> User | None:
         """The tenant's user of that name, None if there is none."""
         with self.database.transaction(READ) as db:
             return rows.find_user(db, external_id, tenant)
+
+    def user_of(self, number: int, tenant: str | None = None) -> User | None:
+        """The user of that number, None if there is none, or only another tenant's."""
+        wanted = rows.people.where(t.user.c.id == number)
+        with self.database.transaction(READ) as db:
+            row = db.execute(wanted if tenant is None else wanted.where(t.tenant.c.name == tenant)).one_or_none()
+        return None if row is None else rows.to_user(row)
 
     def ensure_user(self, external_id: str, tenant: str = DEFAULT_TENANT) -> User:
         """The tenant's user of that name, made if there is none.
@@ -143,6 +192,28 @@ class Store:
             db.execute(t.posterior.delete().where(t.posterior.c.user_id == user.id))
         return replace(user, half_life_days=days)
 
+    def pause(self, user: User, paused: bool = True) -> User:
+        """Learn nothing more of a person for now, or go on.
+
+        Returns:
+            The person as they are now.
+        """
+        with self.database.transaction(WRITE) as db:
+            rows.lock(db, user.id)
+            db.execute(t.user.update().where(t.user.c.id == user.id).values(paused=paused))
+        return replace(user, paused=paused)
+
+    def reset(self, user: User) -> int:
+        """Let nothing that a person said count any more; how much did.
+
+        Nothing is erased but what was made of it for training; `forget` erases.
+        """
+        with self.database.transaction(WRITE) as db:
+            rows.lock(db, user.id)
+            mine = (t.evidence.c.user_id == user.id) & ~t.evidence.c.withdrawn
+            ids = db.scalars(sa.select(t.evidence.c.id).where(mine)).all()
+            return sum(rows.withdraw(db, user.id, evidence_id) for evidence_id in ids)
+
     def users(self, tenant: str = DEFAULT_TENANT) -> list[User]:
         """The tenant's users, in the order they came."""
         with self.database.transaction(READ) as db:
@@ -154,6 +225,26 @@ class Store:
         with self.database.transaction(READ) as db:
             found = db.execute(rows.people.where(t.user.c.id > after).order_by(t.user.c.id).limit(at_most))
             return [rows.to_user(row) for row in found]
+
+    def export(self, user: User) -> dict[str, list[dict[str, object]]]:
+        """Every row of a person by table, for them to take along; numbers in bytes are left out."""
+        with self.database.transaction(READ) as db:
+            return {
+                table.name: [
+                    {name: value for name, value in row._mapping.items() if not isinstance(value, bytes)}
+                    for row in db.execute(sa.select(table).where(rows.owner(table) == user.id))
+                ]
+                for table in rows.tables_of_people()
+            }
+
+    def texts_of(self, user: User) -> list[str]:
+        """What a person typed, asked or was answered, each text once."""
+        kept = self.export(user)
+        columns = {"evidence": ("payload",), "example": ("text",), "completion": ("prompt", "system"),
+                   "feedback": ("value", "comment")}  # fmt: skip
+        values = [row[name] for table, names in columns.items() for row in kept[table] for name in names]
+        values += [one["text"] for row in kept["completion"] for one in row["candidates"]]  # type: ignore[attr-defined]
+        return list(dict.fromkeys(text for value in values for text in texts_in(value)))
 
     def forget(self, user: User) -> dict[str, int]:
         """Erase every row of a person, and what deleted rows leave in an SQLite file.
@@ -169,10 +260,8 @@ class Store:
         """
         erased = {}
         with self.database.transaction(WRITE) as db:
-            for table in reversed(t.metadata.sorted_tables):  # what refers to a row goes before it
-                owner = t.user.c.id if table is t.user else table.c.get("user_id")
-                if owner is not None:
-                    erased[table.name] = db.execute(table.delete().where(owner == user.id)).rowcount
+            for table in reversed(rows.tables_of_people()):  # what refers to a row goes before it
+                erased[table.name] = db.execute(table.delete().where(rows.owner(table) == user.id)).rowcount
         try:
             self.scrub()
         except StoreError as error:
@@ -187,7 +276,15 @@ class Store:
 
     # Evidence
 
-    def append(self, user: User, record: Record, *, evidence_id: str | None = None, query_id: str | None = None) -> str:
+    def append(
+        self,
+        user: User,
+        record: Record,
+        *,
+        evidence_id: str | None = None,
+        query_id: str | None = None,
+        provisional: bool = False,
+    ) -> str:
         """Add to a user's evidence.
 
         Args:
@@ -195,6 +292,7 @@ class Store:
             record: what was said; without `created_at` it was said now.
             evidence_id: 1 to 256 characters, to make a repeated call harmless; a new one by default.
             query_id: the query that it answers.
+            provisional: whether it is to count only once `confirm` is called.
 
         Returns:
             The evidence's id.
@@ -214,13 +312,19 @@ class Store:
                 "append it to its own user"
             )
         with self.database.transaction(WRITE) as db:
-            return rows.append(db, rows.lock(db, user.id), record, evidence_id or str(uuid.uuid4()), query_id)
+            person = rows.lock(db, user.id)
+            name = evidence_id or str(uuid.uuid4())
+            return rows.append(db, person, record, name, query_id, provisional=provisional)
 
-    def evidence(self, user: User, *, include_withdrawn: bool = False) -> list[StoredEvidence]:
+    def evidence(
+        self, user: User, *, include_withdrawn: bool = False, include_provisional: bool = False
+    ) -> list[StoredEvidence]:
         """A user's evidence, sorted by time, then id; replies as they were last read."""
         wanted = sa.select(t.evidence).where(t.evidence.c.user_id == user.id)
         if not include_withdrawn:
             wanted = wanted.where(~t.evidence.c.withdrawn)
+        if not include_provisional:
+            wanted = wanted.where(~t.evidence.c.provisional)
         with self.database.transaction(READ) as db:
             readings = rows.readings(db, user.id)
             found = [rows.to_evidence(row, user, readings.get(row.id)) for row in db.execute(wanted)]
@@ -228,7 +332,7 @@ class Store:
         return sorted(found, key=lambda evidence: (evidence.created_at, evidence.id))
 
     def evidence_count(self, user: User) -> int:
-        """How often a user's evidence has changed: by each append, each withdrawal, and each new reading of a reply.
+        """How often a user's evidence has changed: by an append, a withdrawal, a new reading, or a confirmation.
 
         While it stays the same, so does the evidence, and so does a posterior. Read it before the evidence.
         """
@@ -241,19 +345,26 @@ class Store:
         with self.database.transaction(READ) as db:
             return rows.changes(db, user.id)
 
+    def confirm(self, user: User, evidence_id: str) -> bool:
+        """Let provisional evidence count; False if there is none of that id."""
+        mine = (t.evidence.c.user_id == user.id) & (t.evidence.c.id == evidence_id)
+        with self.database.transaction(WRITE) as db:
+            rows.lock(db, user.id)
+            waiting = mine & t.evidence.c.provisional & ~t.evidence.c.withdrawn
+            changed = db.execute(t.evidence.update().where(waiting).values(provisional=False)).rowcount > 0
+            if changed:
+                counted = t.user.c.readings + 1
+                db.execute(t.user.update().where(t.user.c.id == user.id).values(readings=counted))
+            return changed
+
     def withdraw(self, user: User, evidence_id: str) -> bool:
         """Let a piece of evidence count no more; False if there is none that does.
 
         What was made of a reply for training, and what is replayed of it, is erased.
         """
-        mine = (t.evidence.c.user_id == user.id) & (t.evidence.c.id == evidence_id)
         with self.database.transaction(WRITE) as db:
             rows.lock(db, user.id)
-            withdrawn = sa.update(t.evidence).where(mine, ~t.evidence.c.withdrawn).values(withdrawn=True)
-            changed = db.execute(withdrawn).rowcount > 0
-            if changed:
-                rows.drop_examples(db, user.id, evidence_id)
-            return changed
+            return rows.withdraw(db, user.id, evidence_id)
 
     # Queries
 
@@ -339,6 +450,13 @@ class Store:
             if comparison := query.comparison(person.external_id):
                 rows.append(db, person, comparison, query_id, query_id)
             return query
+
+    def query_of(self, user: User, query_id: str) -> StoredQuery | None:
+        """A question that a person was asked, None where they were not."""
+        mine = (t.query.c.id == query_id) & (t.query.c.user_id == user.id)
+        with self.database.transaction(READ) as db:
+            row = db.execute(sa.select(t.query).where(mine)).one_or_none()
+        return None if row is None else rows.to_query(row)
 
     def queries(self, user: User, fingerprint: str) -> list[StoredQuery]:
         """What a user was asked, in that order; the last one may still be open."""

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from palate.errors import StoreError
 from palate.feedback import Comparison, Rating, Record, Reply
 from palate.store import tables as t
-from palate.store.records import StoredEvidence, StoredPosterior, StoredQuery, StoredScore, User
+from palate.store.records import StoredEvidence, StoredPosterior, StoredQuery, StoredScore, Tenant, User
 
 _RECORDS: Mapping[str, type[Record]] = {"comparison": Comparison, "rating": Rating, "reply": Reply}
 _KINDS = {record: kind for kind, record in _RECORDS.items()}
@@ -32,6 +32,16 @@ def insert_if_absent(db: Connection, table: sa.Table, **values: object) -> None:
             db.execute(table.insert().values(values))
     except IntegrityError:
         pass
+
+
+def owner(table: sa.Table) -> sa.ColumnElement[int | None]:
+    """The column that says whose a row is."""
+    return t.user.c.id if table is t.user else table.c.user_id
+
+
+def tables_of_people() -> list[sa.Table]:
+    """The tables with rows of people, what is referred to first."""
+    return [table for table in t.metadata.sorted_tables if table is t.user or "user_id" in table.c]
 
 
 def find_user(db: Connection, external_id: str, tenant: str) -> User | None:
@@ -71,7 +81,15 @@ def query(db: Connection, query_id: str) -> StoredQuery:
     return to_query(db.execute(sa.select(t.query).where(t.query.c.id == query_id)).one())
 
 
-def append(db: Connection, person: sa.Row[Any], record: Record, evidence_id: str, query_id: str | None) -> str:
+def append(
+    db: Connection,
+    person: sa.Row[Any],
+    record: Record,
+    evidence_id: str,
+    query_id: str | None = None,
+    *,
+    provisional: bool = False,
+) -> str:
     """Add evidence of the locked `person`, unless it is there already."""
     kind = _KINDS[type(record)]
     payload = record.model_dump(mode="json", exclude_none=True, exclude={"user_id", "created_at"})
@@ -93,9 +111,15 @@ def append(db: Connection, person: sa.Row[Any], record: Record, evidence_id: str
             kind=kind,
             created_at=record.created_at or now(),
             payload=payload,
+            provisional=provisional,
         )
     )
     return evidence_id
+
+
+def to_tenant(row: sa.Row[Any]) -> Tenant:
+    """A row of `tenant` as a record."""
+    return Tenant(row.id, row.name, row.learn, row.retention, row.completion_days)
 
 
 def to_user(row: sa.Row[Any]) -> User:
@@ -113,6 +137,15 @@ def readings(db: Connection, user_id: int) -> dict[str, sa.Row[Any]]:
     """What was last read in each of a user's replies, by the evidence's id: satisfaction, confidence, target."""
     wanted = sa.select(t.score).where(t.score.c.user_id == user_id, t.score.c.number == 0).order_by(t.score.c.seq)
     return {row.evidence_id: row for row in db.execute(wanted)}
+
+
+def withdraw(db: Connection, user_id: int, evidence_id: str) -> bool:
+    """Let a piece of evidence count no more, and erase what was made of it for training; False if none did."""
+    mine = (t.evidence.c.user_id == user_id) & (t.evidence.c.id == evidence_id) & ~t.evidence.c.withdrawn
+    changed = db.execute(t.evidence.update().where(mine).values(withdrawn=True)).rowcount > 0
+    if changed:
+        drop_examples(db, user_id, evidence_id)
+    return changed
 
 
 def drop_examples(db: Connection, user_id: int, evidence_id: str) -> None:
@@ -149,7 +182,7 @@ def to_evidence(row: sa.Row[Any], user: User, reading: sa.Row[Any] | None = None
     given = record = _RECORDS[row.kind].model_validate(said)
     if reading is not None and isinstance(given, Reply):
         record = given.read_as(reading.satisfaction, reading.confidence, reading.target)
-    return StoredEvidence(row.id, row.created_at, record, row.query_id, row.withdrawn, given)
+    return StoredEvidence(row.id, row.created_at, record, row.query_id, row.withdrawn, given, row.provisional)
 
 
 def to_query(row: sa.Row[Any]) -> StoredQuery:

@@ -29,10 +29,11 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     false,
+    true,
 )
 
 # The newest revision in migrations/versions: a database that is there already needs no Alembic to be opened.
-HEAD = "0004"
+HEAD = "0005"
 
 MAX_EXTERNAL_ID = 256
 
@@ -82,6 +83,9 @@ tenant = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", String(256), nullable=False, unique=True),
+    Column("learn", Boolean, nullable=False, server_default=true()),  # whether anything is learned of its users
+    Column("retention", String(16), nullable=False, server_default="texts"),  # texts, or vectors in their place
+    Column("completion_days", Integer, nullable=False, server_default="30"),  # how long answers are remembered
 )
 
 user = Table(
@@ -153,6 +157,7 @@ evidence = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("payload", JSON, nullable=False),  # the record, without its user and time
     Column("withdrawn", Boolean, nullable=False, server_default=false()),
+    Column("provisional", Boolean, nullable=False, server_default=false()),  # read in a chat, and not supported yet
     # What stands in for the texts where retention drops them: encoder vectors, and what they were made with.
     Column("vectors", LargeBinary),
     Column("vectors_shape", JSON),
@@ -244,4 +249,93 @@ replay = Table(
     Column("own", Double, nullable=False),
     Column("target", Double, nullable=False),
     Column("weight", Double, nullable=False),
+)
+
+# Random numbers of this database's own, such as what API keys are hashed with.
+secret = Table(
+    "secret",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String(16), primary_key=True),  # the part of a key that may be shown
+    Column("tenant_id", ForeignKey("tenant.id"), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),  # HMAC-SHA-256
+    Column("name", String(256), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+)
+
+# What a server answered somebody, and what else it might have said.
+completion = Table(
+    "completion",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", ForeignKey("tenant.id"), nullable=False),
+    Column("user_id", ForeignKey("user.id"), nullable=False),
+    Column("fingerprint", String(128), nullable=False),  # of the reward model
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("prompt", JSON, nullable=False),
+    Column("shown", JSON, nullable=False),  # places of the candidates that were given, in that order
+    Column("digest", String(64), nullable=False),  # of it with what led to it, by which a later chat is known to go on
+    Column("candidates", JSON, nullable=False),
+    Column("strategy", String(64), nullable=False),
+    Column("system", Text),  # words put before the prompt
+    Column("generic", Boolean, nullable=False),  # whether chance made it the usual answer
+    Column("propensity", Double, nullable=False),  # with which probability it came out so
+    Column("guarded", Boolean, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Index(None, "user_id", "digest"),
+    Index(None, "tenant_id", "created_at"),
+)
+
+# What was said of a completion, as it was last said.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("user_id", ForeignKey("user.id"), primary_key=True),
+    Column("id", String(128), primary_key=True),
+    Column("tenant_id", ForeignKey("tenant.id"), nullable=False),
+    Column("completion_id", String(64), nullable=False, index=True),
+    Column("name", String(16), nullable=False),
+    Column("value", JSON),
+    Column("comment", Text),
+    Column("revision", Integer, nullable=False),  # 1, 2, …: one more with each change
+    Column("evidence", JSON, nullable=False),  # ids of what it became
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# Work for whoever has time: taken under a lease, which ends when its worker dies.
+job = Table(
+    "job",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("key", String(64), nullable=False),  # the same work does not wait twice
+    Column("user_id", ForeignKey("user.id")),
+    Column("payload", JSON, nullable=False),
+    Column("state", String(16), nullable=False),  # queued, running, done, failed
+    Column("run_after", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("worker", String(64)),
+    Column("lease_until", UtcDateTime),
+    Column("error", Text),
+    Index(None, "state", "run_after"),
+)
+
+Index(
+    "uq_job_queued",
+    job.c.kind,
+    job.c.key,
+    unique=True,
+    sqlite_where=job.c.state == "queued",
+    postgresql_where=job.c.state == "queued",
 )

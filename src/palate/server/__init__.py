@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server that learns each person's taste; `palate.server.app.create_app` makes it."""
