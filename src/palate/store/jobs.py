@@ -147,7 +147,7 @@ class Jobs:
         """How many jobs are queued, running, failed."""
         counted = sa.select(t.job.c.state, sa.func.count()).group_by(t.job.c.state)
         with self._store.database.transaction(READ) as db:
-            found = {state: count for state, count in db.execute(counted).tuples()}
+            found = {row[0]: int(row[1]) for row in db.execute(counted)}
         return {state: found.get(state, 0) for state in ("queued", "running", "failed")}
 
 
