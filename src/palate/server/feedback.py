@@ -57,9 +57,8 @@ def take_feedback(service: Service, caller: Caller, body: FeedbackRequest) -> Fe
         said = service.completions.say(user, feedback_id, completion.id, body.name, body.value, body.comment, records)
         if said.evidence:
             # Replies among it are read now, so that they count at once.
-            rescorer = service.rescorer()
-            rescorer.take_in(user)
-            rescorer.score(user)
+            every = zip(said.evidence, records, strict=True)
+            service.reader().read(user, {name: one for name, one in every if isinstance(one, Reply)})
             after_evidence(service, user, list(said.evidence))
         metrics.FEEDBACK.labels(body.name, str(bool(records)).lower()).inc()
     return FeedbackResult(

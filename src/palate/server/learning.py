@@ -71,7 +71,7 @@ def read_reply(service: Service, user: User, typed: Typed) -> Reading:
         reading.learned = True
         known = {one.id for one in service.store.evidence(user, include_withdrawn=True, include_provisional=True)}
         if evidence_id not in known:
-            service.rescorer().hear(user, reply, evidence_id, provisional=reading.provisional)
+            service.reader().hear(user, reply, evidence_id, provisional=reading.provisional)
             settle(service, user, evidence_id)
             service.jobs.add("take_in", str(user.id), user=user, after=5.0)
     metrics.READINGS.labels(reading.target, str(reading.learned).lower()).inc()

@@ -133,8 +133,12 @@ class Service:
         """The reward model of now."""
         return self.loaded.model
 
+    def reader(self) -> Rescorer:
+        """Reads replies as they come."""
+        return Rescorer(self.store, self.model, self.scorer)
+
     def rescorer(self) -> Rescorer:
-        """Reads replies, with children where WordNet is there."""
+        """Takes replies in, with children where WordNet is there; it takes seconds to load, so not in a request."""
         try:
             wordnet()
         except PalateError:

@@ -170,43 +170,47 @@ class Rescorer:
                     progress(seen)
         return done
 
-    def hear(self, user: User, reply: Reply, evidence_id: str, *, provisional: bool = False) -> Reply:
+    def hear(self, user: User, reply: Reply, evidence_id: str, *, provisional: bool = False) -> None:
         """Keep a reply with what is read in it, so that it counts at once; `take_in` and `score` do the rest later.
 
         Args:
             user: who typed it.
             reply: without a reading.
-            evidence_id: to keep it under; a reply that is there already is not read again.
+            evidence_id: to keep it under.
             provisional: whether it is to count only once `Store.confirm` is called.
-
-        Returns:
-            The reply with its reading.
         """
-        reading = self.scorer.score([reply.reply])
-        values = {
-            "satisfaction": float(reading.satisfaction[0]),
-            "confidence": float(reading.confidence[0]),
-            "target": reading.target[0],
-        }
+        self.store.append(user, reply, evidence_id=evidence_id, provisional=provisional)
+        self.read(user, {evidence_id: reply})
+
+    def read(self, user: User, replies: Mapping[str, Reply]) -> None:
+        """Keep what is read in replies that are evidence already, by its ids; those that were read stay as they are."""
+        if not replies:
+            return
+        reading = self.scorer.score([reply.reply for reply in replies.values()])
         with self.store.database.transaction(WRITE) as db:
-            person = rows.lock(db, user.id)
-            rows.append(db, person, reply, evidence_id, provisional=provisional)
-            kept = {"user_id": user.id, "evidence_id": evidence_id, "number": 0}
-            # Nothing was foretold yet: the reading stands for itself.
-            plain = {"followed": values["satisfaction"], "share": 0.0, "training_target": values["satisfaction"]}
-            rows.insert_if_absent(
-                db,
-                t.score,
-                **kept,
-                **values,
-                **plain,
-                version=f"heard {self.scorer.revision}",
-                seq=1,
-                scorer=self.scorer.revision,
-                scored_at=rows.now(),
-            )
-            db.execute(t.user.update().where(t.user.c.id == user.id).values(readings=t.user.c.readings + 1))
-        return reply.read_as(**values)
+            rows.lock(db, user.id)
+            for place, evidence_id in enumerate(replies):
+                satisfaction = float(reading.satisfaction[place])
+                rows.insert_if_absent(
+                    db,
+                    t.score,
+                    user_id=user.id,
+                    evidence_id=evidence_id,
+                    number=0,
+                    version=f"heard {self.scorer.revision}",
+                    seq=1,
+                    scorer=self.scorer.revision,
+                    satisfaction=satisfaction,
+                    confidence=float(reading.confidence[place]),
+                    target=reading.target[place],
+                    # Nothing was foretold yet: the reading stands for itself.
+                    followed=satisfaction,
+                    share=0.0,
+                    training_target=satisfaction,
+                    scored_at=rows.now(),
+                )
+            counted = t.user.c.readings + len(replies)
+            db.execute(t.user.update().where(t.user.c.id == user.id).values(readings=counted))
 
     def take_in(self, user: User) -> int:
         """Make examples of a person's new replies, and let the shared head learn from them; how many there were."""
