@@ -40,7 +40,8 @@ def test_a_cell_is_trained_judged_and_kept(tiny, tmp_path, monkeypatch, cell):
     assert curve[0]["kl"] == pytest.approx(0, abs=1e-4) and curve[-1]["kl"] != 0
     assert found["reward_calls"] == 8
     for point in curve:
-        assert 0 <= point["score"] <= 100 and 0 <= point["win"] <= 1 and 0 <= point["whole"] <= 1
+        assert 0 <= point["score"] <= 100 and 0 <= point["expected"] <= 100 and 0 <= point["mass"] <= 1 + 1e-6
+        assert 0 <= point["win"] <= 1 and 0 <= point["whole"] <= 1
     monkeypatch.setattr(cells, "_train", lambda *_: pytest.fail("trained again"))
     assert measure(cell, tmp_path) == found
 
@@ -53,8 +54,8 @@ def test_cells_that_differ_have_files_of_their_own():
 
 def made(score: float, reward: float = 0.0) -> dict[str, object]:
     points = [
-        {"round": n, "score": s, "win": 0.5, "kl": kl, "reward": r, "quality": 0.5, "whole": 1.0, "characters": 300.0,
-         "perplexity": 2.0}
+        {"round": n, "score": s, "expected": s, "mass": 1.0, "win": 0.5, "kl": kl, "reward": r,
+         "quality": 0.5, "whole": 1.0, "characters": 300.0, "perplexity": 2.0}
         for n, s, kl, r in ((0, 50.0, 0.0, 0.0), (10, score, training._KL, reward))
     ]  # fmt: skip
     return {"curve": points, "seconds": 1.0, "reward_calls": 640}

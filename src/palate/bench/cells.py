@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from palate.alignment.candidates import Sampling
+from palate.alignment.candidates import Candidate, Sampling
 from palate.alignment.endpoint import Endpoint
 from palate.alignment.local import LocalModel
 from palate.bench.alignment import log_likelihood
@@ -86,8 +86,11 @@ class Judged:
 
     Args:
         round: after which.
-        score: judged preference, in points of full score: 100 where every answer shows all that the domain likes, 0
-            where it shows the opposite; a broken answer is worth the opposite.
+        score: judged preference of sampled answers, in points of full score: 100 where every answer shows all that
+            the domain likes, 0 where it shows the opposite; a broken answer is worth the opposite.
+        expected: the same of the answers that the policy learned by heart, each as likely as the policy makes it: no
+            chance of sampling is in it.
+        mass: probability of these answers together, mean over prompts.
         win: share of prompts' answers that beat the untouched policy's, ties half.
         kl: divergence from the untouched policy, in nats an answer.
         reward: mean of what was trained on.
@@ -99,6 +102,8 @@ class Judged:
 
     round: int
     score: float
+    expected: float
+    mass: float
     win: float
     kl: float
     reward: float
@@ -251,9 +256,12 @@ def _judge(here: World, source: LocalModel, cell: Cell, reward: Any, round_: int
     if training:
         model.train()
     tokens = np.array([len(one.ids) for one in drawn])
+    expected, mass = _expected(here, source, kind)
     return Judged(
         round=round_,
         score=float(np.mean(50 * (likes / len(kind) + 1))),
+        expected=expected,
+        mass=mass,
         win=float(np.mean((likes > theirs) + 0.5 * (likes == theirs))),
         kl=float(np.mean(own - first)),
         reward=float(np.mean(reward(asked, texts))),
@@ -262,6 +270,19 @@ def _judge(here: World, source: LocalModel, cell: Cell, reward: Any, round_: int
         characters=float(np.mean([len(text) for text in texts])),
         perplexity=float(np.exp(-first.sum() / tokens.sum())),
     )
+
+
+def _expected(here: World, source: LocalModel, kind: Kind) -> tuple[float, float]:
+    """The score of the written answers, weighted by how likely the policy makes them; and how likely they are."""
+    answers = answers_of(here.stand)
+    asked, texts = [one.prompt for one in answers], [one.text for one in answers]
+    likelihood = log_likelihood(source, asked, [Candidate(text, 0) for text in texts])
+    likes = here.judge.utility(kind, here.judge.shows(asked, texts), np.zeros(len(texts), np.bool_))
+    number = np.array([here.prompts.index(prompt) for prompt in asked])
+    p = np.exp(likelihood)
+    mass = np.bincount(number, p)
+    liked = np.bincount(number, p * likes) / np.maximum(mass, 1e-300)
+    return float(np.mean(50 * (liked / len(kind) + 1))), float(mass.mean())
 
 
 def _untouched(here: World) -> dict[str, Any]:

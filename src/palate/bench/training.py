@@ -149,10 +149,10 @@ def _of(runs: dict[tuple[str, int], float], less: dict[tuple[str, int], float] |
 
 def _compared(found: Measured, best: dict[str, float]) -> dict[str, float]:
     figures: dict[str, float] = {}
-    scores = {method: _runs(found, method, rate, "score") for method, rate in best.items()}
+    scores = {method: _runs(found, method, rate, "expected") for method, rate in best.items()}
     for method, rate in best.items():
         figures |= _of(scores[method]).figures(f"judged.{method}")
-        for name in ("win", "reward", "quality", "whole", "characters", "perplexity", "kl"):
+        for name in ("score", "mass", "win", "reward", "quality", "whole", "characters", "perplexity", "kl"):
             figures[f"{name}.{method}"] = float(_of(_runs(found, method, rate, name)).values.mean())
         if method != "tracebias":
             figures |= _of(scores["tracebias"], scores[method]).figures(f"judged.tracebias_minus_{method}")
@@ -160,9 +160,9 @@ def _compared(found: Measured, best: dict[str, float]) -> dict[str, float]:
         figures[f"seconds.{method}"] = float(np.mean([one["seconds"] for one in same]))
         figures[f"reward_calls.{method}"] = float(np.mean([one["reward_calls"] for one in same]))
     start = [one["curve"][0] for one in found.values()]
-    for name in ("score", "reward", "whole", "characters", "perplexity"):
+    for name in ("expected", "score", "mass", "reward", "whole", "characters", "perplexity"):
         figures[f"untouched.{name}"] = float(np.mean([point[name] for point in start]))
-    judged = {m: _runs(found, m, best[m], "score", judged=True) for m in _JUDGED if m in best}
+    judged = {m: _runs(found, m, best[m], "expected", judged=True) for m in _JUDGED if m in best}
     judged = {method: runs for method, runs in judged.items() if runs}
     for method, runs in judged.items():
         figures |= _of(runs).figures(f"judged.rlaif_{method}")
@@ -176,10 +176,10 @@ def _compared(found: Measured, best: dict[str, float]) -> dict[str, float]:
 def _ablated(found: Measured, best: dict[str, float]) -> dict[str, float]:
     figures: dict[str, float] = {}
     rate = best["tracebias"]
-    whole = {k: v for k, v in _runs(found, "tracebias", rate, "score").items() if k[0] == _FIRST}
+    whole = {k: v for k, v in _runs(found, "tracebias", rate, "expected").items() if k[0] == _FIRST}
     for name, more in _ABLATIONS.items():
         runs = {
-            (cell.domain, cell.seed): at_kl(one["curve"], _KL, "score")
+            (cell.domain, cell.seed): at_kl(one["curve"], _KL, "expected")
             for cell, one in found.items()
             if (cell.method, cell.rate, cell.noise, cell.more) == ("tracebias", rate, 0.0, more)
         }
@@ -209,7 +209,7 @@ def _stable(found: Measured) -> dict[str, float]:
 
 def _noised(found: Measured, best: dict[str, float]) -> dict[str, float]:
     return {
-        f"noise.{cell.method}.{cell.noise:g}": at_kl(one["curve"], _KL, "score")
+        f"noise.{cell.method}.{cell.noise:g}": at_kl(one["curve"], _KL, "expected")
         for cell, one in found.items()
         if cell.noise and cell.rate == best.get(cell.method)
     }
@@ -238,7 +238,7 @@ def _step_times(seed: int, told: Stage, turns: int = 4) -> dict[str, float]:
 
 def _table(figures: dict[str, float]) -> str:
     methods = [m for m in METHODS if f"judged.{m}" in figures]
-    rows = [["untouched policy", f"{figures['untouched.score']:.1f}", "", "0.500", "0.0", "0.500",
+    rows = [["untouched policy", f"{figures['untouched.expected']:.1f}", "", "0.500", "0.0", "0.500",
              f"{figures['untouched.whole']:.3f}", f"{figures['untouched.characters']:.0f}", "", ""]]  # fmt: skip
     for method in methods:
         rows.append(
@@ -285,7 +285,7 @@ def _curves(found: Measured, quick: bool) -> Points:
         ]
         if those:
             points = np.array(
-                [[(p["kl"], p["score"]) for p in curve] for curve in those if len(curve) == len(those[0])]
+                [[(p["kl"], p["expected"]) for p in curve] for curve in those if len(curve) == len(those[0])]
             )
             series[method] = [(float(x), float(y)) for x, y in points.mean(axis=0)]
     return Points(
