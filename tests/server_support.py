@@ -24,7 +24,7 @@ from palate.data import load_answers
 from palate.server.app import create_app
 from palate.server.service import Service
 from palate.server.settings import Settings
-from palate.store import Store
+from palate.store import Store, User
 from palate.store.keys import Keys
 
 QUESTIONS = list(dict.fromkeys(answer.prompt for answer in load_answers()))
@@ -61,6 +61,12 @@ class Live:
         headers = {"authorization": f"Bearer {key or self.key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, **more)
 
+    def user(self, name: str) -> User:
+        """Somebody who must be known."""
+        found = self.service.store.user(name)
+        assert found is not None
+        return found
+
     def chat(self, *texts: str, user: str | None = "ann", key: str | None = None, **body: Any) -> httpx.Response:
         """Ask: texts alternate between user and assistant."""
         messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
@@ -74,7 +80,8 @@ def live(folder: Path | None = None, *, database: str | None = None, work: bool 
     """A server in a thread of this process while the context lasts."""
     with tempfile.TemporaryDirectory() as fresh:
         url = database or f"sqlite:///{folder or fresh}/palate.db"
-        settings = Settings(**{"model": str(tiny_model()), "database": url, "generic": 0.0} | more)
+        told: dict[str, Any] = {"model": str(tiny_model()), "database": url, "generic": 0.0} | more
+        settings = Settings(**told)
         app = create_app(settings, work=work)
         server = uvicorn.Server(
             uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=3)

@@ -9,7 +9,7 @@ from tests.server_support import COOKING, EVERY, live
 
 from palate.store.keys import SCOPES, Keys
 
-BODIES = {
+BODIES: dict[str, dict[str, object]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": COOKING}]},
     "/v1/feedback": {"completion_id": "chatcmpl-x", "name": "rating", "value": 1},
     "/v1/users/{id}/queries/{query_id}": {"choice": "a"},

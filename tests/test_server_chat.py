@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 
 import httpx
 import openai
@@ -194,7 +195,7 @@ def test_names_of_any_script_are_names_and_others_are_refused(server):
 # Learning from what is typed next
 
 
-def turn(server: Live, user: str, reply: str, question: str = COOKING, **body) -> dict:
+def turn(server: Live, user: str, reply: str, question: str = COOKING, **body):
     first = server.chat(question, user=user).json()["choices"][0]["message"]["content"]
     return server.chat(question, first, reply, user=user, **body).json()["palate"]["reading"]
 
@@ -332,7 +333,7 @@ def test_a_long_conversation_is_bounded_and_a_broken_body_is_told(server):
         large = http.post("/v1/chat/completions", json={"messages": asked("x" * 1_100_000)})
         assert large.status_code == 413 and large.json()["error"]["code"] == "body_too_large"
 
-        def pieces():
+        def pieces() -> Iterator[bytes]:
             for _ in range(12):
                 yield b"x" * 100_000
 

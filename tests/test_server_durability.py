@@ -46,7 +46,8 @@ def load(url: str, key: str, who: str, number: int, stop: threading.Event, ackno
 
 
 def test_nothing_acknowledged_is_lost_when_the_server_is_killed(database):
-    port, acknowledged, key = free_port(), set(), None
+    port, key = free_port(), None
+    acknowledged: set[tuple[str, str]] = set()
     rng = np.random.default_rng(0)
     for number in range(3):
         server = spawn(database, port, key)
@@ -67,7 +68,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(database):
     model = RewardModel.load(tiny_model())
     with Store.open(database) as store:
         for who in ("u0", "u1", "u2"):
-            user = store.user(who)
+            user = store.ensure_user(who)
             kept = {one.id.partition("/")[0] for one in store.evidence(user)}
             assert {name for whose, name in acknowledged if whose == who} <= kept
             stored = store.posterior(user, model.fingerprint)
@@ -124,6 +125,6 @@ def test_a_refitted_model_is_put_to_use_without_a_stop(tmp_path):
             assert server.chat(QUESTIONS[0]).status_code == 200
             time.sleep(0.1)
         assert http.get("/health").json()["model"] == other.fingerprint
-        user = server.service.store.user("ann")
+        user = server.user("ann")
         assert server.service.store.posterior(user, other.fingerprint) is not None
         assert server.chat(QUESTIONS[0]).status_code == 200

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,7 +236,7 @@ def upstream_names(service: Service, turn: Turn, request: ChatRequest) -> dict[s
     return named | ({"user": service.pseudonym(turn.user)} if turn.user is not None else {})
 
 
-def plain(messages: list[Mapping[str, Any]], extra: Mapping[str, Any]) -> list[dict[str, str]] | None:
+def plain(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> list[dict[str, str]] | None:
     """A conversation of texts alone; None where it holds, or asks for, what only an upstream understands."""
     if any(extra.get(name) for name in ("tools", "functions", "logprobs", "audio", "modalities", "prediction")):
         return None

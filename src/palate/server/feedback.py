@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
@@ -93,7 +94,7 @@ def records_of(user: User, completion: Completion, body: FeedbackRequest) -> lis
         ApiError: the value is none of what the name takes.
     """
     now = datetime.now(UTC)
-    about = {"user_id": user.external_id, "prompt": completion.prompt, "created_at": now}
+    about: dict[str, Any] = {"user_id": user.external_id, "prompt": completion.prompt, "created_at": now}
     value = body.value
     found: list[Record] = []
     try:
@@ -121,7 +122,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _preferred(shown: Sequence[str], value: object, about: dict[str, object]) -> list[Record]:
+def _preferred(shown: Sequence[str], value: object, about: dict[str, Any]) -> list[Record]:
     """The preferred one against each other one that was shown."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
         raise InputError(f"value {str(value)[:60]!r} is no index; give that of the preferred answer, counted from 0")
@@ -131,4 +132,4 @@ def _preferred(shown: Sequence[str], value: object, about: dict[str, object]) ->
     others = [text for text in dict.fromkeys(shown) if text != shown[index]]
     if not others:
         raise InputError("One answer was shown, which no other can be preferred to; ask for more with n, or rate it")
-    return [Comparison(**about, chosen=shown[index], rejected=other) for other in others]  # type: ignore[arg-type]
+    return [Comparison(**about, chosen=shown[index], rejected=other) for other in others]

@@ -90,9 +90,9 @@ def question(service: Service, who: str, tenant: str, wanted: QueryRequest) -> Q
         return QueryResult(query_id=None, asked=answered, confidence=sure)
     return QueryResult(
         query_id=query.id,
-        prompt=query.prompt,  # type: ignore[arg-type]
-        response_a=query.response_a,  # type: ignore[arg-type]
-        response_b=query.response_b,  # type: ignore[arg-type]
+        prompt=query.prompt,
+        response_a=query.response_a,
+        response_b=query.response_b,
         asked=answered,
         expected_information=query.expected_information,
         confidence=sure,
@@ -183,7 +183,7 @@ def evidence_card(one: StoredEvidence) -> Evidence:
     said = one.record.model_dump(mode="json", exclude_none=True, exclude={"user_id", "created_at"})
     return Evidence(
         id=one.id,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         created_at=one.created_at.isoformat(),
         said=said,
         provisional=one.provisional,

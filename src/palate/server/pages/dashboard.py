@@ -48,7 +48,9 @@ def dashboard(service: Service, tenant: str) -> dict[str, Any]:
         {
             "title": "Answers a day",
             "words": "Personal ones in colour, usual ones in grey.",
-            "svg": bars([(f"{d:%d.%m.}", *by_day[d]) for d in days], ("personal", "usual"), "Answers a day"),
+            "svg": bars(
+                [(f"{d:%d.%m.}", by_day[d][0], by_day[d][1]) for d in days], ("personal", "usual"), "Answers a day"
+            ),
         },
         _calibration(service, tenant),
         {
@@ -99,7 +101,11 @@ def _helps(answers: Any, pleased: dict[str, float]) -> dict[str, Any]:
         f"{100 * means['usual']:.0f} % with usual ones by chance ({counts['usual']:,}): {100 * low:+.0f} to "
         f"{100 * high:+.0f} points at 95 %."
     )
-    return {"title": title, "words": words, "svg": bars([("pleased", *means.values())], ("personal", "usual"), words)}
+    return {
+        "title": title,
+        "words": words,
+        "svg": bars([("pleased", means["personal"], means["usual"])], ("personal", "usual"), words),
+    }
 
 
 def _interval(arms: dict[str, list[tuple[int, float]]], draws: int = 1_000) -> tuple[float, float]:

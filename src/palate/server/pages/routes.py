@@ -116,7 +116,7 @@ async def onboard(
     service = _service(request)
     if choice not in ("a", "b", "tie", "skip"):
         raise ApiError(400, f"choice {choice[:20]!r} is not a, b, tie or skip", param="choice")
-    chosen = ChoiceRequest(choice=choice)  # type: ignore[arg-type]
+    chosen = ChoiceRequest(choice=choice)
     try:
         await run_in_threadpool(people.choose, service, session.user, session.tenant, query_id, chosen)
     except ApiError as error:
