@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import httpx
 import uvicorn
 from tests.cli_support import tiny_model
 
+from palate.bench.sockets import free_port as free_port
 from palate.data import load_answers
 from palate.server.app import create_app
 from palate.server.service import Service
@@ -99,13 +99,6 @@ def live(folder: Path | None = None, *, database: str | None = None, work: bool 
         finally:
             server.should_exit = True
             thread.join(30)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @dataclass

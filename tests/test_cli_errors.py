@@ -46,6 +46,7 @@ def test_the_commands():
         "refit",
         "chat",
         "follow",
+        "serve",
         "bench",
         "replies train",
         "replies score",
@@ -60,6 +61,16 @@ def test_the_commands():
         "train erase",
         "study make",
         "study score",
+        "keys create",
+        "keys list",
+        "keys revoke",
+        "users list",
+        "users export",
+        "users forget",
+        "users link",
+        "tenants list",
+        "tenants set",
+        "db upgrade",
     ]
 
 

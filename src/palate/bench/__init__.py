@@ -21,6 +21,7 @@ BENCHMARKS: Mapping[str, Callable[..., Any]] = {
         "policy",
         "alignment",
         "training",
+        "serving",
     )
 }
 """Benchmarks by name; each takes `quick`, `seed`, `data` and `progress`, and returns a `report.Result`."""

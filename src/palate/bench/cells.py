@@ -30,6 +30,7 @@ from palate.data import load_people
 from palate.encoders import load_encoder
 from palate.feedback import Feedback
 from palate.rewards import RewardModel, fit
+from palate.rewards.posterior import Floats
 from palate.training.methods import Settings, trainer_of
 from palate.training.rewards import JudgeReward, TasteReward, forgetful
 
@@ -42,7 +43,7 @@ DOMAINS: dict[str, Kind] = {
 _GROUP = 5  # people of a domain, who answer ten questions each
 _QUALITY = 0.2
 _FLIPS = 0.2
-_ANSWERS = 4  # to each prompt, whenever a policy is judged
+_ANSWERS = 2  # to each prompt, whenever a policy is judged
 _SAMPLING = Sampling(max_tokens=320, seed=9_000)
 
 
@@ -92,7 +93,7 @@ class Judged:
             chance of sampling is in it.
         mass: probability of these answers together, mean over prompts.
         win: share of prompts' answers that beat the untouched policy's, ties half.
-        kl: divergence from the untouched policy, in nats an answer.
+        kl: divergence from the untouched policy, in nats an answer: of sampled answers, each token's exactly.
         reward: mean of what was trained on.
         quality: how likely the population prefers an answer to the untouched policy's: 0.5 is no change.
         whole: share of answers that are not broken.
@@ -248,7 +249,7 @@ def _judge(here: World, source: LocalModel, cell: Cell, reward: Any, round_: int
     likes = here.judge.utility(kind, shows, np.zeros_like(broken))
     likes = np.where(broken, -float(len(kind)), likes)
     other = _untouched(here)
-    own, first = (log_likelihood(one, asked, drawn) for one in (source, other["policy"]))
+    first, kl = _divergence(source, other["policy"], asked, drawn)
     theirs = np.where(
         other["broken"], -float(len(kind)), here.judge.utility(kind, other["shows"], np.zeros_like(other["broken"]))
     )
@@ -263,13 +264,32 @@ def _judge(here: World, source: LocalModel, cell: Cell, reward: Any, round_: int
         expected=expected,
         mass=mass,
         win=float(np.mean((likes > theirs) + 0.5 * (likes == theirs))),
-        kl=float(np.mean(own - first)),
+        kl=float(kl.mean()),
         reward=float(np.mean(reward(asked, texts))),
         quality=float(np.mean(expit(population - other["population"]))),
         whole=float(1 - broken.mean()),
         characters=float(np.mean([len(text) for text in texts])),
         perplexity=float(np.exp(-first.sum() / tokens.sum())),
     )
+
+
+def _divergence(
+    source: LocalModel, other: LocalModel, prompts: Sequence[str], answers: Sequence[Candidate]
+) -> tuple[Floats, Floats]:
+    """(n,) log-likelihood of a policy's answers under another one, and the sum of their tokens' KL divergences."""
+    import torch
+
+    likelihood, kl = np.zeros(len(prompts)), np.zeros(len(prompts))
+    for i, (prompt, one) in enumerate(zip(prompts, answers, strict=True)):
+        before, _ = source.tokens(prompt, one.text)
+        ids = torch.tensor([before + list(one.ids)])
+        with torch.inference_mode():
+            own, theirs = (
+                model.model(input_ids=ids).logits[0, len(before) - 1 : -1].log_softmax(-1) for model in (source, other)
+            )
+        likelihood[i] = float(theirs.gather(1, ids[0, len(before) :, None]).sum())
+        kl[i] = float((own.exp() * (own - theirs)).sum())
+    return likelihood, kl
 
 
 def _expected(here: World, source: LocalModel, kind: Kind) -> tuple[float, float]:

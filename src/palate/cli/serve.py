@@ -42,7 +42,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where requests are taken.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of TCP; 0 takes a free one.")] = 8600,
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Of TCP.")] = 8600,
     workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes; over one, use PostgreSQL.")] = 1,
     upstream: UpstreamOption = None,
     upstream_model: UpstreamModelOption = None,
@@ -73,6 +73,7 @@ def serve(
     ] = None,
     database: DatabaseOption = None,
     seed: SeedOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Serve an OpenAI-compatible API that learns each person's taste, and its pages. Ctrl-C stops it."""
     try:
@@ -108,7 +109,10 @@ def serve(
         # The workers' figures are added up through files that are theirs alone.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="palate-metrics-")
     configure()
-    note(f"Palate answers at http://{host}:{port}/v1; the operator's page is http://{host}:{port}/operator")
+    url = f"http://{host}:{port}"
+    if as_json:
+        print_json({"url": f"{url}/v1", "operator": f"{url}/operator", "model": str(folder)})
+    note(f"Palate answers at {url}/v1; the operator's page is {url}/operator")
     uvicorn.run(
         "palate.server.app:from_environment",
         factory=True,

@@ -49,7 +49,7 @@ def dashboard(service: Service, tenant: str) -> dict[str, Any]:
             "title": "Answers a day",
             "words": "Personal ones in colour, usual ones in grey.",
             "svg": bars(
-                [(f"{d:%d.%m.}", by_day[d][0], by_day[d][1]) for d in days], ("personal", "usual"), "Answers a day"
+                [(f"{d:%d %b}", by_day[d][0], by_day[d][1]) for d in days], ("personal", "usual"), "Answers a day"
             ),
         },
         _calibration(service, tenant),

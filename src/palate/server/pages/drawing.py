@@ -74,7 +74,7 @@ def bars(rows: Sequence[tuple[str, float, float]], names: tuple[str, str], label
             of = ("bar", "other")[number]
             size = round(0.3 * step, 1), tall
             parts.append(mark.format(of, x, height - tall, *size, name, names[number], f"{value:g}"))
-        if len(rows) <= 14 or place % (len(rows) // 7) == 0:
+        if len(rows) <= 9 or place % 2 == 0:
             text = Markup('<text x="{}" y="{}">{}</text>')
             parts.append(text.format(round(step * (place + 0.15), 1), height + 18, name))
     return _svg(width, height + foot, label, parts)
