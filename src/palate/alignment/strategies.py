@@ -249,8 +249,10 @@ class Personalizer:
     async def _choose(
         self, person: Person | None, prompt: Text, found: list[Candidate], rng: np.random.Generator | None = None
     ) -> Taken:
-        # In a thread: answers that were never read before go through the encoder, which would hold up everybody else.
         belief = None if person is None else person.belief
+        if all(self.model.row_of(prompt, one.text) is not None for one in found):
+            return best_of_n(self.model, belief, prompt, found, self.taking, rng)
+        # In a thread: answers that were never read before go through the encoder, which would hold up everybody else.
         return await asyncio.to_thread(best_of_n, self.model, belief, prompt, found, self.taking, rng)
 
     async def _sample(

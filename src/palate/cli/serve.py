@@ -122,6 +122,7 @@ def serve(
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=30,
+        timeout_keep_alive=75,  # longer than balancers keep a connection, so that none sends into a closed one
         server_header=False,
     )
 

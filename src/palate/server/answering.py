@@ -101,14 +101,18 @@ async def begin(
 def _begin(service: Service, tenant: str, who: str, messages: list[dict[str, str]], learn: bool) -> Turn:
     store = service.store
     learn = learn and service.tenant(tenant).learn
-    # Nobody is made known who asks that nothing be learned.
-    user = store.ensure_user(who, tenant) if learn else store.user(who, tenant)
-    if user is None:
-        return Turn()
+    found = store.user_and_count(who, tenant)
+    if found is None:
+        # Nobody is made known who asks that nothing be learned.
+        if not learn:
+            return Turn()
+        found = store.ensure_user(who, tenant), 0
+    user, count = found
     reading = None
     if learn and not user.paused and (typed := going_on(service, user, messages)) is not None:
         reading = read_reply(service, user, typed)
-    return Turn(user, service.person(user), None, reading, keep=learn)
+        count = store.evidence_count(user)
+    return Turn(user, service.person(user, count), None, reading, keep=learn)
 
 
 async def answer(

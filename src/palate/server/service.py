@@ -5,6 +5,7 @@ The reward model can be exchanged while requests are served: whoever holds the o
 
 import asyncio
 import hmac
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -86,6 +87,7 @@ class Service:
     jobs: Jobs = field(init=False)
     _people: "OrderedDict[int, tuple[tuple[object, ...], Person]]" = field(default_factory=OrderedDict)
     _adapted: "OrderedDict[Path, tuple[str, LocalModel | None]]" = field(default_factory=OrderedDict)
+    _tenants: dict[str, tuple[float, Tenant]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
@@ -191,13 +193,22 @@ class Service:
     # People
 
     def tenant(self, name: str) -> Tenant:
-        """The settings of a tenant."""
-        return self.store.tenant(name)
+        """The settings of a tenant, not looked up again for a second."""
+        kept = self._tenants.get(name)
+        if kept is None or kept[0] < time.monotonic():
+            kept = self._tenants[name] = (time.monotonic() + 1.0, self.store.tenant(name))
+        return kept[1]
 
-    def person(self, user: User) -> Person:
-        """What is known of somebody, computed only where they said something new."""
+    def person(self, user: User, count: int | None = None) -> Person:
+        """What is known of somebody, computed only where they said something new.
+
+        Args:
+            user: who.
+            count: their `evidence_count`, where it was just read.
+        """
         model = self.model
-        key = (model.fingerprint, self.store.evidence_count(user), user.half_life_days)
+        count = self.store.evidence_count(user) if count is None else count
+        key = (model.fingerprint, count, user.half_life_days)
         kept = self._people.get(user.id)
         if kept is not None and kept[0] == key:
             return kept[1]

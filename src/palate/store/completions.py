@@ -94,6 +94,9 @@ class Said:
     evidence: Sequence[str]
 
 
+_COLUMNS = tuple(Completion.__dataclass_fields__)
+
+
 class Completions:
     """The answers of a store."""
 
@@ -102,7 +105,7 @@ class Completions:
 
     def add(self, user: User, made: Completion) -> None:
         """Remember an answer."""
-        values = asdict(made) | {"digest": _digest(made.prompt, made.text)}
+        values = {name: getattr(made, name) for name in _COLUMNS} | {"digest": _digest(made.prompt, made.text)}
         with self._store.database.transaction(NOTE) as db:
             tenant = sa.select(t.user.c.tenant_id).where(t.user.c.id == user.id).scalar_subquery()
             db.execute(t.completion.insert().values(**values, tenant_id=tenant))
@@ -211,8 +214,7 @@ def _digest(prompt: Text, text: str) -> str:
 
 
 def _to_completion(row: sa.Row[Any]) -> Completion:
-    names = Completion.__dataclass_fields__
-    return Completion(**{name: value for name, value in row._mapping.items() if name in names})
+    return Completion(**{name: row._mapping[name] for name in _COLUMNS})
 
 
 def _to_said(row: sa.Row[Any]) -> Said:

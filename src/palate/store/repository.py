@@ -145,6 +145,14 @@ class Store:
         with self.database.transaction(READ) as db:
             return rows.find_user(db, external_id, tenant)
 
+    def user_and_count(self, external_id: str, tenant: str = DEFAULT_TENANT) -> tuple[User, int] | None:
+        """The tenant's user of that name and their `evidence_count`, in one look; None if there is none."""
+        said = sa.select(rows.counted_changes()).where(t.evidence.c.user_id == t.user.c.id).scalar_subquery()
+        wanted = rows.people.add_columns(said.label("said"))
+        with self.database.transaction(READ) as db:
+            row = db.execute(wanted.where(t.user.c.external_id == external_id, t.tenant.c.name == tenant)).one_or_none()
+        return None if row is None else (rows.to_user(row), row.said + row.readings)
+
     def user_of(self, number: int, tenant: str | None = None) -> User | None:
         """The user of that number, None if there is none, or only another tenant's."""
         wanted = rows.people.where(t.user.c.id == number)
