@@ -27,6 +27,7 @@ demo: $(STAMP) ## Learn from the bundled people, ask you ten questions, show wha
 
 test: $(STAMP) ## Run the tests and the examples in docstrings
 	@PYTHON=$(PY) scripts/wordnet.sh
+	@scripts/services.sh
 	$(PY) -m pytest $(ARGS)
 
 lint: $(STAMP) ## Check style, types, import arrows, and that generated docs are fresh

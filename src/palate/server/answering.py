@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from palate.alignment.best_of_n import Scored
 from palate.alignment.candidates import Sampling, Source
 from palate.alignment.endpoint import Endpoint
 from palate.alignment.strategies import Answer, Effort, Person, parts_of
+from palate.errors import InputError
 from palate.feedback import Text
 from palate.server import metrics
 from palate.server.learning import going_on, read_reply
@@ -21,6 +23,7 @@ from palate.store import User
 from palate.store.completions import Completion
 
 _CHANCE = random.SystemRandom()
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,8 @@ def plain(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> li
             content = "\n".join(part["text"] for part in content)
         if not isinstance(content, str) or message["role"] in ("tool", "function") or message.get("tool_calls"):
             return None
+        if found := _UNSTORABLE.search(content):
+            raise InputError(f"Message {len(out)} has a character that no text can hold: {found[0]!r}; remove it")
         role = "system" if message["role"] == "developer" else message["role"]
         out.append({"role": role, "content": content})
     return out

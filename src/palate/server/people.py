@@ -11,6 +11,7 @@ from itsdangerous import URLSafeTimedSerializer
 from starlette.concurrency import run_in_threadpool
 
 from palate.alignment.adapters import erase_adapters
+from palate.errors import StoreError
 from palate.rewards import RewardModel
 from palate.rewards.beliefs import Belief
 from palate.rewards.explain import explain, in_words, style_tastes
@@ -19,6 +20,7 @@ from palate.server.access import Caller, MayChat, MayManage, MayTell
 from palate.server.errors import ApiError, documented
 from palate.server.learning import after_evidence
 from palate.server.schemas import (
+    NAME,
     CandidateCard,
     ChoiceRequest,
     Erased,
@@ -43,7 +45,7 @@ from palate.store.traces import traces_of
 
 router = APIRouter(tags=["people"])
 
-Who = Annotated[str, InPath(min_length=1, max_length=256, description="Your name for the person.")]
+Who = Annotated[str, InPath(min_length=1, max_length=256, pattern=NAME, description="Your name for the person.")]
 
 LINK_SECONDS = 7 * 24 * 3600
 
@@ -239,8 +241,12 @@ async def erase_user(request: Request, id: Who, caller: MayManage) -> Erased:
 def erase(service: Service, user: User) -> Erased:
     """The same for whoever is let in already."""
     texts = service.store.texts_of(user)
-    rows = service.store.forget(user)
+    rows = service.store.forget(user, scrub=False)
     service.drop(user)
+    try:
+        service.store.scrub()
+    except StoreError:
+        service.jobs.add("scrub", after=5.0)  # others are at work; what is left is counted below
     adapters: list[Path] = []
     if service.settings.adapters is not None:
         adapters = erase_adapters(service.settings.adapters, [user.external_id])

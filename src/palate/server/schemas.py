@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+NAME = r"^[^\x00]*$"
+"""Whatever a database can hold."""
+
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 
 

@@ -43,6 +43,7 @@ class Worker:
             "rescore": self._rescore,
             "refit": self._refit,
             "retain": self._retain,
+            "scrub": lambda _: self._service.store.scrub(),
         }
 
     def start(self) -> None:

@@ -254,10 +254,14 @@ class Store:
         values += [one["text"] for row in kept["completion"] for one in row["candidates"]]  # type: ignore[attr-defined]
         return list(dict.fromkeys(text for value in values for text in texts_in(value)))
 
-    def forget(self, user: User) -> dict[str, int]:
+    def forget(self, user: User, *, scrub: bool = True) -> dict[str, int]:
         """Erase every row of a person, and what deleted rows leave in an SQLite file.
 
         Forgetting twice is allowed.
+
+        Args:
+            user: who.
+            scrub: whether to overwrite what deleted rows leave; else call `scrub` later.
 
         Returns:
             How many rows were erased from each table.
@@ -271,7 +275,8 @@ class Store:
             for table in reversed(rows.tables_of_people()):  # what refers to a row goes before it
                 erased[table.name] = db.execute(table.delete().where(rows.owner(table) == user.id)).rowcount
         try:
-            self.scrub()
+            if scrub:
+                self.scrub()
         except StoreError as error:
             raise StoreError(
                 f"Every row of user {user.external_id!r} is erased, but not its traces: {error}"

@@ -50,6 +50,7 @@ class TraceBiasConfig(CriticConfig):
         gamma: γ in [0, 1], by how much a later step preference counts less.
         eta: η in [0, 1], share of the step preferences; 0 leaves the trajectory bias alone, 1 the step preferences.
         random_lengths: traces are cut, and the critic learns, at random places; else always in parts of like length.
+        whole: in [0, 1]; how far a trace's ratio is that of the whole trace, 1, rather than the mean of its tokens', 0.
         averaging: ``dam``, the Double Average Method; ``clip``, TRL's clip of each token's ratio by `epsilon`;
             ``none``, ratios as they are.
 
@@ -64,6 +65,7 @@ class TraceBiasConfig(CriticConfig):
     cuts: int = field(default=4, metadata={"help": "Places at which a trace is cut."})
     gamma: float = field(default=0.95, metadata={"help": "By how much a later step preference counts less."})
     eta: float = field(default=0.5, metadata={"help": "Share of the step preferences."})
+    whole: float = field(default=0.0, metadata={"help": "How far a trace's ratio is of the whole trace."})
     random_lengths: bool = field(default=True, metadata={"help": "Traces are cut at random places."})
     averaging: Literal["dam", "clip", "none"] = field(
         default="dam", metadata={"help": "How ratios bear on the loss: dam, clip or none."}
@@ -73,7 +75,7 @@ class TraceBiasConfig(CriticConfig):
         super().__post_init__()
         if not self.cuts >= 0:
             raise InputError(f"cuts {self.cuts!r} is below 0; give 0 or more")
-        for name in ("gamma", "eta"):
+        for name in ("gamma", "eta", "whole"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)!r} is not in [0, 1]")
         if self.averaging not in ("dam", "clip", "none"):
@@ -142,7 +144,7 @@ class TraceBiasTrainer(CriticTrainer):
         mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).float()
         sampled = inputs.get("old_per_token_logps")
         sampled = log_probs.detach() if sampled is None else sampled
-        weight = influence(log_probs - sampled, mask)
+        weight = influence(log_probs - sampled, mask, self.args.whole)
         mode = "train" if self.model.training else "eval"
         second = self._second_average(model, weight, mask)
         # π / sg(π): 1, with the gradient of log π.
@@ -198,7 +200,7 @@ class TraceBiasTrainer(CriticTrainer):
         with torch.no_grad():
             log_probs, _, _ = self._pass(model, inputs)
         mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).float()
-        return influence(log_probs - inputs["old_per_token_logps"], mask), mask
+        return influence(log_probs - inputs["old_per_token_logps"], mask, self.args.whole), mask
 
     def _tell(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
         sums = self.accelerator.reduce(torch.stack([(values.detach() * mask).sum(), mask.sum()]), "sum")

@@ -120,21 +120,22 @@ def per_trace(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(1) / mask.sum(1).clamp_min(1)
 
 
-def influence(log_ratios: Tensor, mask: Tensor) -> Tensor:
+def influence(log_ratios: Tensor, mask: Tensor, whole: float = 0.0) -> Tensor:
     """(n,) g(r̄) = 2 r̄ / (1 + r̄), the first average of the Double Average Method before it is divided by the second.
 
-    r̄ = exp(mean_t log ρ_t) is the geometric mean of the ratios to the policy that sampled. g is smooth, rises,
-    g(1) = 1, and never exceeds 2. No gradient passes.
+    r̄ = exp(T^whole · mean_t log ρ_t) is the geometric mean of the ratios to the policy that sampled, or with `whole` 1
+    the ratio of the whole trace. g is smooth, rises, g(1) = 1, and never exceeds 2. No gradient passes.
 
     Args:
         log_ratios: (n, T) log ρ.
         mask: (n, T) the trace's own tokens.
+        whole: in [0, 1].
 
     Example:
         >>> influence(torch.tensor([[0.0, 0.0], [50.0, 50.0]]), torch.ones(2, 2))
         tensor([1., 2.])
     """
-    return 2 * torch.sigmoid(per_trace(log_ratios.detach(), mask))
+    return 2 * torch.sigmoid(per_trace(log_ratios.detach(), mask) * mask.sum(1).clamp_min(1) ** whole)
 
 
 def generalized_advantages(values: Tensor, scores: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:

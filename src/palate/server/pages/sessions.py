@@ -44,7 +44,8 @@ def let_in(request: Request, response: Response, tenant: str, user: str) -> None
         max_age=SECONDS,
         httponly=True,
         samesite="lax",
-        secure=request.url.scheme == "https",
+        # Behind a balancer that ends TLS a request looks like plain HTTP.
+        secure="https" in (request.url.scheme, (request.app.state.service.settings.public_url or "")[:5]),
     )
 
 
