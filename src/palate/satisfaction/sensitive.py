@@ -6,6 +6,7 @@ law of large numbers"), and from 5,000 of our own replies that touch none. Cross
 texts and stops 1 in 100 such replies (`scripts/train_sensitive.py`).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,9 @@ from palate.satisfaction.network import pooled, sequences
 from palate.satisfaction.scorer import SatisfactionScorer
 
 FILE = Path(palate.data.__file__).parent / "sensitive.safetensors"
-_WORDS = 80  # read at once: more would be cut in the middle
-_PARTS = 25  # of a long text the first and the last so many
+_WORDS = 40  # read at once
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_PARTS = 100  # of a long text the first and the last so many
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ def features(scorer: SatisfactionScorer, texts: Sequence[str]) -> Floats:
 
 
 def _parts(text: str) -> list[str]:
-    words = text.split()
-    parts = [" ".join(words[first : first + _WORDS]) for first in range(0, len(words), _WORDS)]
+    """A text sentence by sentence: among others a sentence would be read as one of them."""
+    parts = []
+    for sentence in _SENTENCE_END.split(text):
+        words = sentence.split()
+        parts += [" ".join(words[first : first + _WORDS]) for first in range(0, len(words), _WORDS)]
+    parts = list(dict.fromkeys(parts))
     return parts if len(parts) <= 2 * _PARTS else parts[:_PARTS] + parts[-_PARTS:]
