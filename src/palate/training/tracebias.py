@@ -66,6 +66,7 @@ class TraceBiasConfig(CriticConfig):
     gamma: float = field(default=0.95, metadata={"help": "By how much a later step preference counts less."})
     eta: float = field(default=0.5, metadata={"help": "Share of the step preferences."})
     whole: float = field(default=0.0, metadata={"help": "How far a trace's ratio is of the whole trace."})
+    restrained: bool = field(default=False, metadata={"help": "What has moved as it should counts less."})
     random_lengths: bool = field(default=True, metadata={"help": "Traces are cut at random places."})
     averaging: Literal["dam", "clip", "none"] = field(
         default="dam", metadata={"help": "How ratios bear on the loss: dam, clip or none."}
@@ -144,7 +145,7 @@ class TraceBiasTrainer(CriticTrainer):
         mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).float()
         sampled = inputs.get("old_per_token_logps")
         sampled = log_probs.detach() if sampled is None else sampled
-        weight = influence(log_probs - sampled, mask, self.args.whole)
+        weight = influence(log_probs - sampled, mask, self.args.whole, self._toward(inputs, mask))
         mode = "train" if self.model.training else "eval"
         second = self._second_average(model, weight, mask)
         # π / sg(π): 1, with the gradient of log π.
@@ -193,6 +194,8 @@ class TraceBiasTrainer(CriticTrainer):
             counts = torch.cat([m.sum(1) > 0 for _, m in several]).float()
             sums = self.accelerator.reduce(torch.stack([(weights * counts).sum(), counts.sum()]), reduction="sum")
             self._second = torch.where(sums[1] > 0, sums[0] / sums[1].clamp_min(1), 1.0)
+            if self.args.restrained:
+                self._second = self._second.clamp_min(1.0)
         return self._second
 
     def _influence(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -200,7 +203,11 @@ class TraceBiasTrainer(CriticTrainer):
         with torch.no_grad():
             log_probs, _, _ = self._pass(model, inputs)
         mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).float()
-        return influence(log_probs - inputs["old_per_token_logps"], mask, self.args.whole), mask
+        moved = log_probs - inputs["old_per_token_logps"]
+        return influence(moved, mask, self.args.whole, self._toward(inputs, mask)), mask
+
+    def _toward(self, inputs: dict[str, Any], mask: Tensor) -> Tensor | None:
+        return per_trace(inputs["advantages"], mask) if self.args.restrained else None
 
     def _tell(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
         sums = self.accelerator.reduce(torch.stack([(values.detach() * mask).sum(), mask.sum()]), "sum")

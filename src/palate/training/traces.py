@@ -120,7 +120,7 @@ def per_trace(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(1) / mask.sum(1).clamp_min(1)
 
 
-def influence(log_ratios: Tensor, mask: Tensor, whole: float = 0.0) -> Tensor:
+def influence(log_ratios: Tensor, mask: Tensor, whole: float = 0.0, toward: Tensor | None = None) -> Tensor:
     """(n,) g(r̄) = 2 r̄ / (1 + r̄), the first average of the Double Average Method before it is divided by the second.
 
     r̄ = exp(T^whole · mean_t log ρ_t) is the geometric mean of the ratios to the policy that sampled, or with `whole` 1
@@ -130,12 +130,15 @@ def influence(log_ratios: Tensor, mask: Tensor, whole: float = 0.0) -> Tensor:
         log_ratios: (n, T) log ρ.
         mask: (n, T) the trace's own tokens.
         whole: in [0, 1].
+        toward: (n,) which way each trace is to move; then r̄ is taken against it: what has moved as it should counts
+            less, 2 / (1 + r̄^±1).
 
     Example:
         >>> influence(torch.tensor([[0.0, 0.0], [50.0, 50.0]]), torch.ones(2, 2))
         tensor([1., 2.])
     """
-    return 2 * torch.sigmoid(per_trace(log_ratios.detach(), mask) * mask.sum(1).clamp_min(1) ** whole)
+    moved = per_trace(log_ratios.detach(), mask) * mask.sum(1).clamp_min(1) ** whole
+    return 2 * torch.sigmoid(moved if toward is None else -moved * toward.sign())
 
 
 def generalized_advantages(values: Tensor, scores: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
