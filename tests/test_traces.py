@@ -12,6 +12,7 @@ from palate.training.traces import (
     generalized_advantages,
     group_mean,
     influence,
+    mean_influence,
     per_trace,
     random_cuts,
     scaled,
@@ -90,18 +91,27 @@ def test_a_group_mean_is_of_what_is_valid():
 
 @settings(max_examples=30)
 @given(st.floats(-40, 40), st.floats(-40, 40))
-def test_influence_rises_smoothly_and_is_bounded(a, b):
+def test_influence_falls_smoothly_with_what_has_moved_as_it_should_and_is_bounded(a, b):
     mask = torch.ones(1, 3)
-    first, second = (float(influence(torch.full((1, 3), x), mask)) for x in sorted((a, b)))
-    assert 0 <= first <= second <= 2
-    assert float(influence(torch.zeros(1, 3), mask)) == 1
+    low, high = sorted((a, b))
+    for way in (1.0, -1.0):
+        toward = torch.tensor([way])
+        less, more = (float(influence(torch.full((1, 3), way * x), mask, toward)) for x in (high, low))
+        assert 0 <= less <= more <= 2
+        assert float(influence(torch.zeros(1, 3), mask, toward)) == 1
+    rising = [float(mean_influence(torch.full((1, 3), x), mask)) for x in (low, high)]
+    assert 0 <= rising[0] <= rising[1] <= 2 and float(mean_influence(torch.zeros(1, 3), mask)) == 1
 
 
-def test_influence_is_of_the_geometric_mean_of_a_traces_own_tokens():
+def test_influence_is_of_a_traces_own_tokens_and_passes_no_gradient():
     ratios = torch.tensor([[0.5, 4.0, 100.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    found = influence(ratios.log().requires_grad_(), mask, torch.tensor([0.3]))
+    assert float(found) == pytest.approx(2 / (1 + 0.5 * 4.0)) and not found.requires_grad
+    against = influence(ratios.log(), mask, torch.tensor([-0.3]))
+    assert float(against) == pytest.approx(2 / (1 + 1 / (0.5 * 4.0)))
     mean = (0.5 * 4.0) ** 0.5
-    found = influence(ratios.log().requires_grad_(), torch.tensor([[1.0, 1.0, 0.0]]))
-    assert float(found) == pytest.approx(2 * mean / (1 + mean)) and not found.requires_grad
+    assert float(mean_influence(ratios.log(), mask)) == pytest.approx(2 * mean / (1 + mean))
 
 
 def test_a_trace_without_tokens_has_mean_zero():

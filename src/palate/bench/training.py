@@ -36,6 +36,7 @@ _KL = 1.5
 _JUDGED = ("tracebias", "ppo", "dpo", "grpo")
 _NOISE = (0.5, 1.0, 2.0)
 _ABLATIONS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "dam_mean": (("averaging", "dam-mean"),),
     "clip": (("averaging", "clip"),),
     "neither": (("averaging", "none"),),
     "even_lengths": (("random_lengths", False),),

@@ -3,7 +3,7 @@
 A logistic regression on the features that the satisfaction scorer makes of a text anyway. It was learned from 509 texts
 written for it, 240 on these topics and 269 that are not, many of them in the same words ("kill the child process", "the
 law of large numbers"), and from 5,000 of our own replies that touch none. Cross-validated it misses 5 in 100 sensitive
-texts and stops 1 in 100 such replies (`scripts/train_sensitive.py`).
+texts and stops 2 in 100 such replies (`scripts/train_sensitive.py`).
 """
 
 import re

@@ -247,7 +247,7 @@ def plain(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> li
     """A conversation of texts alone; None where it holds, or asks for, what only an upstream understands."""
     if any(extra.get(name) for name in ("tools", "functions", "logprobs", "audio", "modalities", "prediction")):
         return None
-    out = []
+    out: list[dict[str, str]] = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):

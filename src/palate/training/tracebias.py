@@ -8,13 +8,15 @@ from its part on, discounted by γ. The two are mixed by η:
 
     A_{i,t} = (1 − η)(R_i − R̄) + η(G_{i,t} − Ḡ)
 
-*Double Average Method*: the ratios to the policy that sampled are averaged over a trace's tokens, r̄_i, and a trace
-counts for w_i = g(r̄_i) / mean_j g(r̄_j), g smooth and bounded, no gradient passing:
+*Double Average Method*: a trace counts by how far it has moved since it was sampled, as a whole and in the direction of
+its advantage: g_i = 2 / (1 + r̄_i^±1), r̄_i the ratio of the whole trace, + where it is to become likelier and −
+where less likely; over the traces of a step w_i = g_i / max(1, mean_j g_j), g smooth and bounded, no gradient passing:
 
     loss = −(1/N) Σ_i (1/T_i) Σ_t w_i A_{i,t} π_t / sg(π_t) + β KL
 
 Where the policy is still the one that sampled, its gradient is REINFORCE's; later no token has more influence than
-sup g / mean g times that.
+sup g = 2 times that, and a trace that has moved far enough has none. With the mean of a trace's ratios for r̄ and
+weights that rise with it (``dam-mean``) the policy goes further from where it was for less (docs/log.md).
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +27,15 @@ from torch import Tensor
 
 from palate.errors import InputError
 from palate.training.critic import CriticConfig, CriticTrainer, Traces
-from palate.training.traces import discounted, even_cuts, influence, per_trace, random_cuts, step_preferences
+from palate.training.traces import (
+    discounted,
+    even_cuts,
+    influence,
+    mean_influence,
+    per_trace,
+    random_cuts,
+    step_preferences,
+)
 
 _MORE = (
     "pixel_values",
@@ -50,8 +60,8 @@ class TraceBiasConfig(CriticConfig):
         gamma: γ in [0, 1], by how much a later step preference counts less.
         eta: η in [0, 1], share of the step preferences; 0 leaves the trajectory bias alone, 1 the step preferences.
         random_lengths: traces are cut, and the critic learns, at random places; else always in parts of like length.
-        whole: in [0, 1]; how far a trace's ratio is that of the whole trace, 1, rather than the mean of its tokens', 0.
-        averaging: ``dam``, the Double Average Method; ``clip``, TRL's clip of each token's ratio by `epsilon`;
+        averaging: ``dam``, the Double Average Method; ``dam-mean``, the same by a trace's mean ratio;
+            ``clip``, TRL's clip of each token's ratio by `epsilon`;
             ``none``, ratios as they are.
 
     Raises:
@@ -65,22 +75,20 @@ class TraceBiasConfig(CriticConfig):
     cuts: int = field(default=4, metadata={"help": "Places at which a trace is cut."})
     gamma: float = field(default=0.95, metadata={"help": "By how much a later step preference counts less."})
     eta: float = field(default=0.5, metadata={"help": "Share of the step preferences."})
-    whole: float = field(default=0.0, metadata={"help": "How far a trace's ratio is of the whole trace."})
-    restrained: bool = field(default=False, metadata={"help": "What has moved as it should counts less."})
     random_lengths: bool = field(default=True, metadata={"help": "Traces are cut at random places."})
-    averaging: Literal["dam", "clip", "none"] = field(
-        default="dam", metadata={"help": "How ratios bear on the loss: dam, clip or none."}
+    averaging: Literal["dam", "dam-mean", "clip", "none"] = field(
+        default="dam", metadata={"help": "How ratios bear on the loss: dam, dam-mean, clip or none."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.cuts >= 0:
             raise InputError(f"cuts {self.cuts!r} is below 0; give 0 or more")
-        for name in ("gamma", "eta", "whole"):
+        for name in ("gamma", "eta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)!r} is not in [0, 1]")
-        if self.averaging not in ("dam", "clip", "none"):
-            raise InputError(f"averaging {self.averaging!r} is not dam, clip or none")
+        if self.averaging not in ("dam", "dam-mean", "clip", "none"):
+            raise InputError(f"averaging {self.averaging!r} is not dam, dam-mean, clip or none")
         if self.averaging == "none":
             self.epsilon = self.epsilon_high = 1e9
 
@@ -139,13 +147,13 @@ class TraceBiasTrainer(CriticTrainer):
         return target, weight
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if self.args.averaging != "dam":
+        if not self.args.averaging.startswith("dam"):
             return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
         log_probs, entropy, aux = self._pass(model, inputs, compute_entropy=True)
         mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).float()
         sampled = inputs.get("old_per_token_logps")
         sampled = log_probs.detach() if sampled is None else sampled
-        weight = influence(log_probs - sampled, mask, self.args.whole, self._toward(inputs, mask))
+        weight = self._first_average(log_probs - sampled, mask, inputs["advantages"])
         mode = "train" if self.model.training else "eval"
         second = self._second_average(model, weight, mask)
         # π / sg(π): 1, with the gradient of log π.
@@ -194,7 +202,8 @@ class TraceBiasTrainer(CriticTrainer):
             counts = torch.cat([m.sum(1) > 0 for _, m in several]).float()
             sums = self.accelerator.reduce(torch.stack([(weights * counts).sum(), counts.sum()]), reduction="sum")
             self._second = torch.where(sums[1] > 0, sums[0] / sums[1].clamp_min(1), 1.0)
-            if self.args.restrained:
+            if self.args.averaging == "dam":
+                # Where all have moved as they should, none is given its influence back.
                 self._second = self._second.clamp_min(1.0)
         return self._second
 
@@ -203,11 +212,12 @@ class TraceBiasTrainer(CriticTrainer):
         with torch.no_grad():
             log_probs, _, _ = self._pass(model, inputs)
         mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).float()
-        moved = log_probs - inputs["old_per_token_logps"]
-        return influence(moved, mask, self.args.whole, self._toward(inputs, mask)), mask
+        return self._first_average(log_probs - inputs["old_per_token_logps"], mask, inputs["advantages"]), mask
 
-    def _toward(self, inputs: dict[str, Any], mask: Tensor) -> Tensor | None:
-        return per_trace(inputs["advantages"], mask) if self.args.restrained else None
+    def _first_average(self, log_ratios: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
+        if self.args.averaging == "dam-mean":
+            return mean_influence(log_ratios, mask)
+        return influence(log_ratios, mask, per_trace(advantages, mask))
 
     def _tell(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
         sums = self.accelerator.reduce(torch.stack([(values.detach() * mask).sum(), mask.sum()]), "sum")

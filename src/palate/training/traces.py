@@ -120,25 +120,38 @@ def per_trace(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(1) / mask.sum(1).clamp_min(1)
 
 
-def influence(log_ratios: Tensor, mask: Tensor, whole: float = 0.0, toward: Tensor | None = None) -> Tensor:
-    """(n,) g(r̄) = 2 r̄ / (1 + r̄), the first average of the Double Average Method before it is divided by the second.
+def influence(log_ratios: Tensor, mask: Tensor, toward: Tensor) -> Tensor:
+    """(n,) g = 2 / (1 + r̄^±1), the first average of the Double Average Method before it is divided by the second.
 
-    r̄ = exp(T^whole · mean_t log ρ_t) is the geometric mean of the ratios to the policy that sampled, or with `whole` 1
-    the ratio of the whole trace. g is smooth, rises, g(1) = 1, and never exceeds 2. No gradient passes.
+    r̄ = exp(Σ_t log ρ_t) is the ratio of the whole trace to the policy that sampled, + where it is to become likelier
+    and − where less likely: what has moved as it should counts less, what has moved against it more. g is smooth,
+    g(1) = 1, and never exceeds 2. No gradient passes.
 
     Args:
         log_ratios: (n, T) log ρ.
         mask: (n, T) the trace's own tokens.
-        whole: in [0, 1].
-        toward: (n,) which way each trace is to move; then r̄ is taken against it: what has moved as it should counts
-            less, 2 / (1 + r̄^±1).
+        toward: (n,) above 0 for a trace that is to become likelier, below for one that is to become less likely.
 
     Example:
-        >>> influence(torch.tensor([[0.0, 0.0], [50.0, 50.0]]), torch.ones(2, 2))
+        >>> moved = torch.tensor([[0.0, 0.0], [2.0, 1.0], [2.0, 1.0]])
+        >>> influence(moved, torch.ones(3, 2), torch.tensor([1.0, 1.0, -1.0]))
+        tensor([1.0000, 0.0949, 1.9051])
+    """
+    return 2 * torch.sigmoid(-(log_ratios.detach() * mask).sum(1) * toward.sign())
+
+
+def mean_influence(log_ratios: Tensor, mask: Tensor) -> Tensor:
+    """(n,) g(r̄) = 2 r̄ / (1 + r̄), r̄ the geometric mean of a trace's ratios: the method as ARF-RLHF's words have it.
+
+    Args:
+        log_ratios: (n, T) log ρ.
+        mask: (n, T) the trace's own tokens.
+
+    Example:
+        >>> mean_influence(torch.tensor([[0.0, 0.0], [50.0, 50.0]]), torch.ones(2, 2))
         tensor([1., 2.])
     """
-    moved = per_trace(log_ratios.detach(), mask) * mask.sum(1).clamp_min(1) ** whole
-    return 2 * torch.sigmoid(moved if toward is None else -moved * toward.sign())
+    return 2 * torch.sigmoid(per_trace(log_ratios.detach(), mask))
 
 
 def generalized_advantages(values: Tensor, scores: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
