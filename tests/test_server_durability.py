@@ -26,7 +26,10 @@ def database(request, tmp_path):
     return f"sqlite:///{tmp_path}/palate.db" if request.param == "sqlite" else postgres_url("durable")
 
 
-# A text that the model knows has the same base rewards in every process, to the last bit.
+# Answers that the model knows have the same base rewards in every process to the last bit; those that go through the
+# encoder, as some of these do, to single precision: it reads them in other company each time. `palate bench serving`
+# measures the former.
+_CLOSE = 1e-5
 KNOWN = RewardModel.load(tiny_model()).known.prompts[0]
 
 
@@ -74,7 +77,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(database):
             stored = store.posterior(user, model.fingerprint)
             assert stored is not None
             anew = model.posterior([one.record for one in store.evidence(user)])
-            assert np.abs(posterior_of(store, model, user).mean - anew.mean).max() < 1e-9
+            assert np.abs(posterior_of(store, model, user).mean - anew.mean).max() < _CLOSE
 
 
 def test_several_processes_serve_one_database(tmp_path):

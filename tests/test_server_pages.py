@@ -13,6 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.server_support import COOKING, Live, live
 
+expect.set_options(timeout=20_000)  # a busy machine may take its time
+
 PAGES = Path(__file__).parents[1] / "src" / "palate" / "server" / "pages"
 
 
