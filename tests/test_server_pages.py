@@ -64,7 +64,7 @@ def answer_all(page: Page, how: str) -> None:
         if how == "keys":
             page.keyboard.press("ab"[number % 2])
         elif how == "tab":
-            expect(page.locator(".prompt")).to_be_focused()  # a new question takes the focus as soon as it is there
+            expect(page.locator(".prompt")).to_be_focused()  # htmx gives a new question the focus once it has settled
             page.locator("button.side").first.focus()
             page.keyboard.press("Enter")
         else:

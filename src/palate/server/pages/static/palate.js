@@ -22,8 +22,6 @@ document.addEventListener("htmx:afterSwap", (event) => {
     message.focus();
     event.detail.target.lastElementChild?.scrollIntoView({ block: "nearest" });
   }
-  // Whoever reads by ear or by key goes on where the new question stands.
-  event.detail.target.querySelector("[autofocus]")?.focus();
 });
 
 document.addEventListener("htmx:responseError", (event) => {
